@@ -1,0 +1,325 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The two hypothesis tests that ExpTest (Chaudhry & Mizuno, 2024, arXiv 2411.16975) applies to a window of losses.
+
+[`exponential_decay_test`] asks whether the window falls like `a * exp(-b * t) + c` (the paper's DETECT phase),
+[`slope_test`] whether it still falls at all (its TUNE phase). Both are pure functions of the losses, linear in their
+number, and never raise on a non-finite loss.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import fdtrc, stdtr
+
+Vector = NDArray[np.float64]
+
+# Rates are in units of one over the window's span. Below the first one the curve is a line with a slight bend, which
+# `_slightly_bent_rate` finds in closed form. The search ends at a decay as fast as one mean step.
+_LOWEST_RATE = 0.03
+_RATE_RATIO = 1.8
+# Below this the bend is lost in rounding.
+_STRAIGHT_RATE = 1e-9
+# exp(-40) is below the rounding of 1.0: later points do not change a sum.
+_NEGLIGIBLE_EXPONENT = 40.0
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """
+    Outcome of a one-sided test on a window of losses.
+
+    Args:
+        p_value (`float`): Probability, if the null hypothesis holds, of a statistic at least this favourable.
+        statistic (`float`): The F or t statistic behind it.
+    """
+
+    __test__ = False  # the name starts with "Test", but it is not a pytest class
+
+    p_value: float
+    statistic: float
+
+
+@dataclass(frozen=True)
+class ExponentialDecayResult(TestResult):
+    """
+    Result of [`exponential_decay_test`]: the fit is `amplitude * exp(-rate * (times - times[0])) + asymptote`.
+
+    Args:
+        amplitude (`float`): In units of the loss; positive for a decay, 0.0 if no decay was found.
+        rate (`float`): In one over the unit of `times`; 0.0 if no decay was found.
+        asymptote (`float`): In units of the loss; the mean loss if no decay was found.
+    """
+
+    amplitude: float
+    rate: float
+    asymptote: float
+
+
+@dataclass(frozen=True)
+class SlopeResult(TestResult):
+    """
+    Result of [`slope_test`].
+
+    Args:
+        slope (`float`): Least-squares slope, loss per unit of `times`.
+        effective_sample_size (`float`): Number of independent losses that the window is worth; the plain number of
+            losses unless the autocorrelation was asked for.
+    """
+
+    slope: float
+    effective_sample_size: float
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window on a common scale: `losses = offset + scale * values`, `times = times[0] + span * positions`."""
+
+    values: Vector  # mean zero, largest magnitude one
+    positions: Vector  # from zero to one
+    scale: float
+    offset: float
+    span: float
+    rounding: float  # a sum of squared residuals of `values` at or below this is rounding error
+
+
+def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) -> ExponentialDecayResult:
+    """
+    Tests whether a window of losses decays exponentially, `a * exp(-b * (t - t_0)) + c` with `a > 0` and `b > 0`.
+
+    The exponential has to beat two simpler curves, and the p-value is the larger of two:
+
+    - against the line `m * t + k`, `F = (SSE_lin - SSE_exp) / (SSE_exp / (n - 3))` on `(1, n - 3)` degrees of freedom
+      (section 2 of the paper). Only a bend in one direction counts, so p is half the two-sided tail. This F is the
+      `statistic` of the result;
+    - against the constant, F on `(2, n - 3)` degrees of freedom. On a flat curve the rate is not identified and some
+      rate always fits the noise a little, which the comparison with the line alone takes for a decay.
+
+    For a fixed rate the amplitude and the asymptote are linear least squares in closed form, so only the rate is
+    searched (variable projection), between a barely bent line and a decay within one mean step. The p-value does not
+    change under `losses -> s * losses + k` with `s > 0`, nor under a shift or a positive scaling of `times`.
+
+    Args:
+        losses (array of `float`, shape `(n,)`): Loss of each optimizer step, at least 4.
+        times (array of `float`, shape `(n,)`, *optional*): Strictly increasing abscissa, in any unit: the step or the
+            accumulated learning rate. Defaults to 0, 1, 2, ...
+
+    Returns:
+        [`ExponentialDecayResult`]: `p_value` is 1.0 if a loss is not finite, if the losses are constant, or if no
+        decaying exponential beats the line.
+
+    Raises:
+        `ValueError`: If there are fewer than 4 losses, or `times` is not finite, strictly increasing and of the same
+            length.
+    """
+    values, abscissa = _checked(losses, times, minimum=4)
+    if not np.isfinite(values).all():
+        return ExponentialDecayResult(1.0, 0.0, math.nan, math.nan, math.nan)
+    window = _normalized(values, abscissa)
+    y, u = window.values, window.positions
+    total = float(y @ y)
+    if total <= window.rounding:
+        return ExponentialDecayResult(1.0, 0.0, 0.0, 0.0, window.offset)
+
+    fits = [_fit_at(rate, y, u) for rate in (_slightly_bent_rate(y, u), _best_rate(y, u)) if rate is not None]
+    fits = [fit for fit in fits if fit[1] > 0.0]
+    if not fits:
+        return ExponentialDecayResult(1.0, 0.0, 0.0, 0.0, window.offset)
+    residual_exp, amplitude, rate = min(fits)
+    residual_exp = max(residual_exp, window.rounding)
+    residual_line = max(_squares(_residuals(y, _orthonormal(u, degree=1))), window.rounding)
+
+    freedom = len(y) - 3
+    noise = residual_exp / freedom
+    against_line = (residual_line - residual_exp) / noise
+    against_constant = (total - residual_exp) / 2 / noise
+    if against_line > 0.0:
+        # Half of the F(1, v) tail is one tail of Student's t on v degrees of freedom.
+        p_value = max(
+            float(stdtr(freedom, -math.sqrt(against_line))), float(fdtrc(2, freedom, max(against_constant, 0.0)))
+        )
+    else:
+        p_value = 1.0
+    # `_fit_at` leaves the curve at mean zero; its asymptote follows from that.
+    asymptote = window.offset - window.scale * amplitude * float(np.mean(np.exp(-rate * u)))
+    return ExponentialDecayResult(p_value, against_line, window.scale * amplitude, rate / window.span, asymptote)
+
+
+def slope_test(
+    losses: ArrayLike,
+    times: ArrayLike | None = None,
+    *,
+    autocorrelation: bool = False,
+) -> SlopeResult:
+    """
+    Tests whether a window of losses has a negative slope: one-sided t-test on the least-squares line.
+
+    Deciding on the learning rate by the slope of the loss is also what `SLOPE` in microsoft/statopt (2020) does; the
+    paper's TUNE phase (section 2) is the same idea.
+
+    The plain test takes the residuals for independent, on `n - 2` degrees of freedom. Neighbouring training losses
+    are not: on a flat loss whose noise has a lag-one correlation of 0.9 it answers "decreasing" at the 5 % level 35 %
+    of the time. With `autocorrelation=True` the lag-one correlation `r` of the noise is estimated and the window
+    counts as `n * (1 - r) / (1 + r)` independent losses, in the standard error and in the degrees of freedom (Bayley
+    & Hammersley, 1946; Santer et al., 2000, doi:10.1029/1999JD901105), never as more than `n`. The noise is
+    then what remains after a parabola, because a loss that falls along a curve is not noise about a line.
+
+    Args:
+        losses (array of `float`, shape `(n,)`): Loss of each optimizer step, at least 3 (4 with `autocorrelation`).
+        times (array of `float`, shape `(n,)`, *optional*): Strictly increasing abscissa, in any unit: the step or the
+            accumulated learning rate. Defaults to 0, 1, 2, ...
+        autocorrelation (`bool`, *optional*, defaults to `False`): Whether to allow for correlated noise. The
+            correlation is between neighbours in the array, whatever the distance of their times.
+
+    Returns:
+        [`SlopeResult`]: `p_value` is small for a falling loss, and 1.0 if a loss is not finite or all are equal.
+
+    Raises:
+        `ValueError`: If there are too few losses, or `times` is not finite, strictly increasing and of the same
+            length.
+    """
+    values, abscissa = _checked(losses, times, minimum=4 if autocorrelation else 3)
+    n = len(values)
+    if not np.isfinite(values).all():
+        return SlopeResult(1.0, 0.0, math.nan, float(n))
+    window = _normalized(values, abscissa)
+    y, u = window.values, window.positions
+    if _squares(y) <= window.rounding:
+        return SlopeResult(1.0, 0.0, 0.0, float(n))
+
+    degree = 2 if autocorrelation else 1
+    basis = _orthonormal(u, degree)
+    residuals = _residuals(y, basis)
+    sum_of_squares = max(_squares(residuals), window.rounding)
+    effective = float(n)
+    if autocorrelation:
+        effective = _effective_sample_size(n, float(residuals[1:] @ residuals[:-1]) / sum_of_squares)
+    freedom = max(effective - degree - 1, 1.0)
+    # In the orthonormal basis the coefficient of the line has the standard deviation of the noise.
+    coefficient = float(basis[0] @ y)
+    statistic = coefficient / math.sqrt(sum_of_squares / freedom)
+    slope = coefficient / float(basis[0] @ u) * (window.scale / window.span)
+    return SlopeResult(float(stdtr(freedom, statistic)), statistic, slope, effective)
+
+
+def _checked(losses: ArrayLike, times: ArrayLike | None, minimum: int) -> tuple[Vector, Vector]:
+    values = np.asarray(losses, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"losses must have one dimension, one loss for each step, but have shape {values.shape}")
+    n = len(values)
+    if n < minimum:
+        raise ValueError(f"this test needs at least {minimum} losses, but got n = {n}")
+    if times is None:
+        return values, np.arange(n, dtype=np.float64)
+    abscissa = np.asarray(times, dtype=np.float64)
+    if abscissa.shape != values.shape:
+        raise ValueError(f"times must have the shape of losses, {values.shape}, but have shape {abscissa.shape}")
+    if not np.isfinite(abscissa).all():
+        raise ValueError(f"times must be finite, but contain {abscissa[~np.isfinite(abscissa)][0]}")
+    stalls = np.flatnonzero(abscissa[1:] <= abscissa[:-1])
+    if len(stalls):
+        before, after = abscissa[stalls[0] : stalls[0] + 2]
+        raise ValueError(f"times must be strictly increasing, but {before} is followed by {after}")
+    return values, abscissa
+
+
+def _normalized(losses: Vector, times: Vector) -> _Window:
+    # Dividing first keeps sums and squares of very large losses from overflowing.
+    magnitude = float(np.abs(losses).max()) or 1.0
+    relative = losses / magnitude
+    mean = float(relative.mean())
+    values = relative - mean
+    spread = float(np.abs(values).max()) or 1.0
+    values = values / spread
+    # Each loss carries a relative rounding error, which centring magnifies; eight allows for the sums that follow.
+    rounding = len(losses) * (8 * np.finfo(np.float64).eps / spread) ** 2
+    span = float(times[-1] - times[0])
+    return _Window(values, (times - times[0]) / span, spread * magnitude, mean * magnitude, span, rounding)
+
+
+def _squares(x: Vector) -> float:
+    return float(x @ x)
+
+
+def _orthonormal(u: Vector, degree: int) -> list[Vector]:
+    """Polynomials in `u` of degree 1 to `degree`, orthonormal and orthogonal to the constant."""
+    basis: list[Vector] = []
+    for power in range(1, degree + 1):
+        column = _residuals(u**power, basis)
+        column = column - column.mean()
+        # On extremely uneven points the square may be the line to rounding; zero then leaves it out.
+        basis.append(column / (math.sqrt(_squares(column)) or 1.0))
+    return basis
+
+
+def _residuals(y: Vector, basis: list[Vector]) -> Vector:
+    for column in basis:
+        y = y - (column @ y) * column
+    return y
+
+
+def _slightly_bent_rate(y: Vector, u: Vector) -> float | None:
+    """
+    Rate of the exponential that comes closest to the least-squares parabola, if that is below the grid of rates.
+
+    A slow exponential is the line `-a*b*u` plus the bend `a*b**2*u**2 / 2`, so the two coefficients give the rate.
+    """
+    line, bend = _orthonormal(u, degree=2)
+    bend_of_square = float(bend @ u**2)
+    if bend_of_square <= 0.0:
+        return None
+    curvature = float(bend @ y) / bend_of_square
+    slope = (float(line @ y) - curvature * float(line @ u**2)) / float(line @ u)
+    if curvature <= 0.0 or slope >= 0.0:
+        return None
+    rate = -2.0 * curvature / slope
+    return rate if _STRAIGHT_RATE < rate < _LOWEST_RATE else None
+
+
+def _best_rate(y: Vector, u: Vector) -> float:
+    """Rate on `[_LOWEST_RATE, n - 1]` whose exponential explains most of `y`: a grid, then Brent's method."""
+    lowest, highest = math.log(_LOWEST_RATE), math.log(len(y) - 1)
+    grid = np.linspace(lowest, highest, 1 + math.ceil((highest - lowest) / math.log(_RATE_RATIO)))
+    best = int(np.argmax([_explained(log_rate, y, u) for log_rate in grid]))
+    bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    found = minimize_scalar(
+        lambda log_rate: -_explained(log_rate, y, u), bounds=bracket, method="bounded", options={"xatol": 1e-5}
+    )
+    return math.exp(found.x)
+
+
+def _explained(log_rate: float, y: Vector, u: Vector) -> float:
+    """Sum of squares of the centred `y` that the decay `exp(-rate * u)` explains; zero if `y` rises instead."""
+    rate = math.exp(log_rate)
+    # Fast decays are over early, which keeps the whole search linear in n although its range grows with n.
+    k = len(u) if rate <= _NEGLIGIBLE_EXPONENT else int(np.searchsorted(u, _NEGLIGIBLE_EXPONENT / rate, side="right"))
+    decay = np.exp(-rate * u[:k])
+    covariance = float(decay @ y[:k])
+    if covariance <= 0.0:
+        return 0.0
+    return covariance**2 / (_squares(decay) - float(decay.sum()) ** 2 / len(u))
+
+
+def _fit_at(rate: float, y: Vector, u: Vector) -> tuple[float, float, float]:
+    """Sum of squared residuals and amplitude of the best exponential with this rate, then the rate itself."""
+    decay = np.expm1(-rate * u)  # a shift by one is absorbed by the asymptote, and slow rates keep their digits
+    decay -= decay.mean()
+    amplitude = float(decay @ y) / _squares(decay)
+    return _squares(y - amplitude * decay), amplitude, rate
+
+
+def _effective_sample_size(n: int, lag_one: float) -> float:
+    """
+    Number of independent losses worth `n` with the lag-one correlation `lag_one` of the residuals of a parabola.
+
+    Fitting a trend takes correlation out of the residuals: their expected lag-one correlation is about
+    `r - (3 + 6 * r) / n` after a parabola (Kendall's bias, first order). Near r = 1 the true bias is larger; with the
+    next term of the series, `(4 + 7 * r) / n`, the level of the test is right from r = 0 to 0.99.
+    """
+    correlation = (n * lag_one + 4.0) / max(n - 7.0, 1.0)
+    correlation = min(max(correlation, 0.0), 1.0 - 1.0 / n)
+    return max(n * (1.0 - correlation) / (1.0 + correlation), 1.0)
