@@ -1,0 +1,257 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The decisions of ExpTest: losses go in, learning rates come out. No torch, no input or output, plain state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .config import ExpTestConfig
+from .statistics import exponential_decay_test, slope_test
+
+DETECT = "detect"
+TUNE = "tune"
+# Both tests spend up to three parameters and need one point more.
+MIN_WINDOW = 4
+STATE_VERSION = 1
+
+
+def paper_window(initial_loss: float, learning_rate: float) -> int:
+    """
+    Window length in steps, `W = round(2*sqrt(2) * l_0 / (eta * e))` (the paper's rule), at least `MIN_WINDOW`.
+
+    A loss that gives no length (zero, negative, non-finite) gets the minimum, whose test then decides.
+    """
+    length = 2 * math.sqrt(2) * initial_loss / (learning_rate * math.e)
+    return max(MIN_WINDOW, round(length)) if math.isfinite(length) else MIN_WINDOW
+
+
+def schedule_bounds(config: ExpTestConfig, num_training_steps: int | None) -> tuple[int, float]:
+    """Steps `(start, end)` between warm-up and cool-down, where the tests run; `end` is infinite without a budget."""
+    if num_training_steps is None:
+        return 0, math.inf
+    warmup_steps = math.ceil(config.warmup * num_training_steps)
+    cooldown_steps = math.floor(config.cooldown * num_training_steps)
+    return warmup_steps, num_training_steps - cooldown_steps
+
+
+def schedule_factor(config: ExpTestConfig, step: int, num_training_steps: int | None) -> float:
+    """
+    Factor of the learning rate at optimizer step `step` (from 0): a linear rise, 1, and a linear fall.
+
+    No step has factor zero before the end: the first of `w` warm-up steps gets `1/w`, the last of `c` cool-down
+    steps `1/c`. Steps past the end get 0, unless there is no cool-down.
+    """
+    start, end = schedule_bounds(config, num_training_steps)
+    if step < start:
+        return (step + 1) / start
+    if num_training_steps is None or step < end or end == num_training_steps:
+        return 1.0
+    return max(0.0, (num_training_steps - step) / (num_training_steps - end))
+
+
+class ExpTestController:
+    """
+    The two phases of ExpTest. DETECT asks of each window whether the loss decays exponentially, and lowers the
+    learning rate until one does; TUNE asks of each window whether the loss still falls, and lowers the rate when it
+    does not (paper, sections 2 and 3).
+
+    Args:
+        config ([`ExpTestConfig`]): the settings.
+        learning_rate (`float`): rate at the start, eta in the paper.
+        num_training_steps (`int`, *optional*):
+            Number of optimizer steps of the whole run. Needed if the config states any share of it.
+        phase (`str`, *optional*, defaults to `"detect"`):
+            `"tune"` where the starting rate is known to be good.
+
+    Attributes:
+        history (`list[dict]`): one entry a decision, with the keys `step` (observations so far), `phase`, `test`,
+            `p_value`, `learning_rate` (in force after the decision), `window` (losses tested) and `decision`
+            (`"start"`, `"detected"`, `"continue"` or `"decay"`).
+    """
+
+    def __init__(
+        self,
+        config: ExpTestConfig,
+        learning_rate: float,
+        num_training_steps: int | None = None,
+        phase: str = DETECT,
+    ) -> None:
+        if num_training_steps is None and config.needs_num_training_steps:
+            raise ValueError(
+                "num_training_steps=None, but warmup, cooldown or window are shares of it. Pass the number of"
+                " optimizer steps, or use ExpTestConfig.paper()."
+            )
+        if num_training_steps is not None and num_training_steps < 1:
+            raise ValueError(f"num_training_steps={num_training_steps!r} must be at least 1.")
+        self.config = config
+        self.num_training_steps = num_training_steps
+        self.history: list[dict[str, Any]] = []
+        self.step = 0
+        self._initial_loss: float | None = None
+        self._losses: list[float] = []
+        self._window: float | None = None
+        self._is_corrected = False
+        self._start_step, self._end_step = schedule_bounds(config, num_training_steps)
+        self.start(learning_rate, phase)
+
+    def start(self, learning_rate: float, phase: str = DETECT, reason: str | None = None) -> None:
+        """Set the starting rate before the first observation; a `reason` is recorded in the history."""
+        if self.step > 0:
+            raise RuntimeError(f"The starting rate can only be set before the first step, not at step {self.step}.")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate={learning_rate!r} must be positive and finite.")
+        if phase not in (DETECT, TUNE):
+            raise ValueError(f"phase={phase!r} must be {DETECT!r} or {TUNE!r}.")
+        self.learning_rate = float(learning_rate)
+        self.phase = phase
+        self._initial_loss = None
+        self._num_decays = 0
+        self._open_window()
+        self.history = []
+        if reason is not None:
+            self._record(reason, None, "start")
+
+    @property
+    def observations_until_test(self) -> float:
+        """Observations until the next test or window correction, at least 1; infinite if none will come."""
+        if self.step < self._start_step:
+            # Not a test yet, but the first window's path begins there.
+            return self._start_step - self.step
+        if self.step >= self._end_step:
+            return math.inf
+        if self._window is None:
+            return 1
+        return max(1, self._window - len(self._losses))
+
+    @property
+    def measures_path(self) -> bool:
+        """Whether the window is still in its first W steps, whose path length corrects it."""
+        return self.config.window_correction and not self._is_corrected and self.step >= self._start_step
+
+    def observe(self, loss: float, path_ratio: Callable[[], float] | None = None) -> bool:
+        """
+        Take the loss of the next optimizer step and decide if a window is full.
+
+        Args:
+            loss (`float`): the loss of one step, the mean over micro-batches and processes.
+            path_ratio (`Callable`, *optional*):
+                Returns path length over net displacement of the parameters since the window began, at least 1. Called
+                once a window, and only if the config corrects windows.
+
+        Returns:
+            `bool`: whether a new window begins with the next observation.
+        """
+        loss = float(loss)
+        if self._initial_loss is None:
+            self._initial_loss = loss
+        step, self.step = self.step, self.step + 1
+        if not self._start_step <= step < self._end_step:
+            return self.step == self._start_step
+        if self._window is None:
+            self._window = self._planned_window(step)
+        self._losses.append(loss)
+        if not math.isfinite(loss):
+            # Waiting for the end of the window cannot change the verdict on a diverged loss.
+            return self._decide()
+        if len(self._losses) >= self._window and self.measures_path:
+            if path_ratio is None:
+                raise ValueError("window_correction=True needs path_ratio; the scheduler supplies it.")
+            self._is_corrected = True
+            self._window = self._stretched_window(path_ratio())
+        if len(self._losses) >= self._window:
+            return self._decide()
+        return False
+
+    def _planned_window(self, step: int) -> float:
+        """Length of a window that begins at `step`; infinite if no room is left for one before the cool-down."""
+        if self.config.window is None:
+            initial_loss = math.nan if self._initial_loss is None else self._initial_loss
+            return paper_window(initial_loss, self.learning_rate)
+        assert self.num_training_steps is not None
+        length = self.config.window * self.num_training_steps / self.config.beta**self._num_decays
+        room = self._end_step - step
+        return min(max(MIN_WINDOW, round(length)), room) if room >= MIN_WINDOW else math.inf
+
+    def _stretched_window(self, ratio: float) -> float:
+        assert self._window is not None
+        if not math.isfinite(ratio):
+            return self._window
+        stretched = max(self._window, round(self._window * ratio))
+        if self.config.window is None:
+            return stretched
+        return min(stretched, self._end_step - (self.step - len(self._losses)))
+
+    def _open_window(self) -> None:
+        self._losses = []
+        self._window = None
+        self._is_corrected = False
+
+    def _decide(self) -> bool:
+        test, p_value = self._test()
+        has_passed = p_value < self.config.alpha
+        if not has_passed:
+            self.learning_rate *= self.config.beta
+            self._num_decays += 1
+        decision = ("detected" if self.phase == DETECT else "continue") if has_passed else "decay"
+        self._record(test, p_value, decision)
+        if has_passed:
+            self.phase = TUNE
+        self._open_window()
+        return True
+
+    def _test(self) -> tuple[str, float]:
+        """Name and p-value of the phase's test on the window; a window cut short by divergence is rejected."""
+        is_cut_short = len(self._losses) < MIN_WINDOW
+        if self.phase == DETECT:
+            return "exponential_decay", 1.0 if is_cut_short else exponential_decay_test(self._losses).p_value
+        test = partial(slope_test, autocorrelation=self.config.autocorrelation)
+        return "slope", 1.0 if is_cut_short else test(self._losses).p_value
+
+    def _record(self, test: str, p_value: float | None, decision: str) -> None:
+        self.history.append(
+            {
+                "step": self.step,
+                "phase": self.phase,
+                "test": test,
+                "p_value": p_value,
+                "learning_rate": self.learning_rate,
+                "window": len(self._losses),
+                "decision": decision,
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while training, as plain Python values."""
+        return {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "phase": self.phase,
+            "learning_rate": self.learning_rate,
+            "initial_loss": self._initial_loss,
+            "num_decays": self._num_decays,
+            "losses": list(self._losses),
+            "window": self._window,
+            "is_corrected": self._is_corrected,
+            "history": [dict(entry) for entry in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; a state of another version is a `ValueError` that quotes it."""
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"This ExpTest state has version {state.get('version')!r}; this release reads version {STATE_VERSION}."
+            )
+        self.step = state["step"]
+        self.phase = state["phase"]
+        self.learning_rate = state["learning_rate"]
+        self._initial_loss = state["initial_loss"]
+        self._num_decays = state["num_decays"]
+        self._losses = list(state["losses"])
+        self._window = state["window"]
+        self._is_corrected = state["is_corrected"]
+        self.history = [dict(entry) for entry in state["history"]]
