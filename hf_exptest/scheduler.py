@@ -1,0 +1,246 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The controller's decisions, applied to the parameter groups of a torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .config import ExpTestConfig
+from .controller import DETECT, TUNE, ExpTestController, schedule_factor
+from .path import PathMeter
+
+# Losses stay on the device for this many steps at most, so divergence is noticed within as many.
+CHECK_INTERVAL = 32
+
+
+class ExpTestScheduler(LRScheduler):
+    """
+    Learning-rate scheduler for any torch loop: `observe(loss)`, then `step()`, once per optimizer step.
+
+    ```python
+    scheduler = ExpTestScheduler(optimizer, ExpTestConfig.paper())
+    for batch in batches:
+        loss = compute_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.observe(loss)
+        scheduler.step()
+    ```
+
+    A decision takes effect from the next optimizer step on. `step()` without a new observation changes nothing, so it
+    may be called once per process, as a bare Accelerate loop does, and not at all on a skipped step. Ratios between
+    the groups' learning rates are kept: ExpTest moves one common factor, and speaks of the first group's rate.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`):
+            Its first group's `lr` is the starting rate unless `config.learning_rate` is set.
+        config ([`ExpTestConfig`], *optional*): the settings.
+        num_training_steps (`int`, *optional*):
+            Number of optimizer steps of the whole run. Needed unless the config is [`ExpTestConfig.paper`]'s.
+        reduce (`Callable`, *optional*):
+            Takes a 1-D tensor with this process's losses of many steps and returns their mean over all processes.
+            Not needed where `observe` already gets the global loss.
+
+    Attributes:
+        history (`list[dict]`): the decisions, see [`ExpTestController`].
+        learning_rate (`float`): the rate of the first group, before warm-up and cool-down.
+
+    Raises:
+        `ValueError`: for an optimizer that sets its own rates, or a first group without a positive `lr`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        config: ExpTestConfig | None = None,
+        num_training_steps: int | None = None,
+        *,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+        check_optimizer(optimizer)
+        self.config = config if config is not None else ExpTestConfig()
+        self.num_training_steps = num_training_steps
+        self._reduce = reduce
+        self._pending: float | torch.Tensor | None = None
+        self._buffer: list[float | torch.Tensor] = []
+        super().__init__(optimizer)
+        rate = self.config.learning_rate
+        self._controller = ExpTestController(
+            self.config,
+            float(self.base_lrs[0]) if rate is None else rate,
+            num_training_steps,
+            # The paper tests even a given rate; with a budget, a given rate is taken at its word.
+            phase=DETECT if rate is None or self.config.window is None else TUNE,
+        )
+        self._meter = PathMeter(_trained_parameters(optimizer)) if self.config.window_correction else None
+        self._apply()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The decisions so far, as plain dicts."""
+        return self._controller.history
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the first group, before warm-up and cool-down."""
+        return self._controller.learning_rate
+
+    def start(self, learning_rate: float, *, detect: bool, reason: str) -> None:
+        """
+        Set the starting rate before the first step.
+
+        Args:
+            learning_rate (`float`): the rate of the first group.
+            detect (`bool`): whether it is only an upper bound, to be lowered until the loss decays exponentially.
+            reason (`str`): where the rate comes from; becomes the first entry of `history`.
+        """
+        self._controller.start(learning_rate, DETECT if detect else TUNE, reason)
+        self._apply()
+
+    def observe(self, loss: float | torch.Tensor) -> None:
+        """
+        Take the loss of the optimizer step just made. A second call before `step()` replaces the first, so that a
+        skipped optimizer step leaves nothing behind.
+
+        Args:
+            loss (`float` or 0-dim `torch.Tensor`): a tensor stays on its device until a test needs it.
+        """
+        if isinstance(loss, torch.Tensor):
+            if loss.numel() != 1:
+                raise ValueError(f"observe needs one loss, got a tensor of shape {tuple(loss.shape)}.")
+            # A clone, since the caller may go on adding to the tensor.
+            self._pending = loss.detach().reshape(()).to(torch.float32, copy=True)
+        else:
+            self._pending = float(loss)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Count the observed step, test where a test is due, and set the rates of the next optimizer step."""
+        if self._pending is None:
+            return
+        self._buffer.append(self._pending)
+        self._pending = None
+        self.last_epoch += 1
+        self._step_count += 1
+        if self._meter is not None and self._controller.measures_path:
+            self._meter.record()
+        if len(self._buffer) >= min(CHECK_INTERVAL, self._controller.observations_until_test):
+            self.flush()
+        self._apply()
+
+    def flush(self) -> None:
+        """Hand all buffered losses to the controller. With several processes, all of them must call it together."""
+        for loss in self._drain():
+            has_window_ended = self._controller.observe(loss, None if self._meter is None else self._meter.ratio)
+            if self._meter is not None and has_window_ended:
+                self._meter.reset()
+
+    def _drain(self) -> list[float]:
+        buffer, self._buffer = self._buffer, []
+        if not buffer:
+            return []
+        losses = _stack(buffer)
+        return [float(x) for x in (losses if self._reduce is None else self._reduce(losses)).tolist()]
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Rates of all groups for the next optimizer step."""
+        factor = schedule_factor(self.config, self.last_epoch, self.num_training_steps)
+        scale = self._controller.learning_rate * factor
+        first = float(self.base_lrs[0])
+        return [scale * (float(base) / first) for base in self.base_lrs]
+
+    def _initial_step(self) -> None:
+        # Called by the base class before there is a controller; the constructor applies the first rates itself.
+        self._step_count = 1
+        self.last_epoch = 0
+
+    def _apply(self) -> None:
+        self._last_lr = []
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+            self._last_lr.append(rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that `torch.load(weights_only=True)` accepts: plain values, and tensors for the path."""
+        return {
+            "controller": self._controller.state_dict(),
+            "last_epoch": self.last_epoch,
+            "base_lrs": [float(base) for base in self.base_lrs],
+            "buffer": _stack(self._buffer).tolist() if self._buffer else [],
+            "path": None if self._meter is None else self._meter.state_dict(),
+            # Trainer's own schedulers expect this key, so a checkpoint also resumes without ExpTest.
+            "lr_lambdas": [None] * len(self.base_lrs),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Continue where `state_dict` was taken, and set the optimizer's rates accordingly.
+
+        Raises:
+            `ValueError`: if the state is not ExpTest's or fits another optimizer.
+        """
+        if "controller" not in state_dict:
+            raise ValueError(
+                f"This is not the state of an ExpTestScheduler: it has the keys {sorted(state_dict)}. A run that began"
+                " without ExpTest must be resumed without it."
+            )
+        if len(state_dict["base_lrs"]) != len(self.base_lrs):
+            raise ValueError(
+                f"The state has {len(state_dict['base_lrs'])} parameter groups, the optimizer {len(self.base_lrs)}."
+            )
+        self._controller.load_state_dict(state_dict["controller"])
+        self.last_epoch = state_dict["last_epoch"]
+        self.base_lrs = list(state_dict["base_lrs"])
+        self._buffer = list(state_dict["buffer"])
+        self._pending = None
+        if self._meter is not None and state_dict["path"] is not None:
+            self._meter.load_state_dict(state_dict["path"])
+        self._apply()
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise a `ValueError` for an optimizer whose learning rate a scheduler cannot or must not move."""
+    # Accelerate wraps the user's optimizer; the checks are about the one inside.
+    inner = getattr(optimizer, "optimizer", optimizer)
+    name = type(inner).__name__
+    if "schedulefree" in name.lower():
+        raise ValueError(
+            f"{name} weights its average by the learning rate and wants it constant; use its plain counterpart (AdamW"
+            " or SGD) with ExpTest."
+        )
+    if name in ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo"):
+        raise ValueError(f"{name} updates layers during the backward pass, out of ExpTest's reach; use AdamW or SGD.")
+    if any(group.get("relative_step") for group in optimizer.param_groups):
+        raise ValueError(
+            f"{name} with relative_step=True sets its own learning rate; pass relative_step=False,"
+            " scale_parameter=False and lr=1e-3, say."
+        )
+    rate = optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])
+    if rate is None or not float(rate) > 0:
+        raise ValueError(
+            f"The first parameter group has lr={rate!r}; ExpTest scales all groups with it, so it must be positive."
+        )
+
+
+def _trained_parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _stack(losses: list[float | torch.Tensor]) -> torch.Tensor:
+    tensors = [x for x in losses if isinstance(x, torch.Tensor)]
+    if not tensors:
+        return torch.tensor(losses, dtype=torch.float64)
+    # After a resume the buffer may begin with floats from the checkpoint.
+    return torch.stack([torch.as_tensor(x, dtype=torch.float32, device=tensors[0].device) for x in losses])

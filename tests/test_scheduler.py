@@ -1,0 +1,240 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_exptest import ExpTestConfig, ExpTestScheduler
+from hf_exptest.scheduler import CHECK_INTERVAL
+
+OPTIMIZERS = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1),
+    "sgd_momentum": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+    "adafactor": lambda groups: torch.optim.Adafactor(groups, lr=0.1),
+    "tensor_lr": lambda groups: torch.optim.AdamW(groups, lr=torch.tensor(0.1)),
+}
+PAPER = ExpTestConfig.paper(window_correction=False)
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def make_optimizer(name, model, ratio=10.0):
+    first, second = model[0].parameters(), model[2].parameters()
+    groups = [{"params": first}, {"params": second, "lr": 0.1 * ratio}]
+    return OPTIMIZERS[name](groups)
+
+
+def flat_losses(n, seed=0):
+    return (2.0 + 0.1 * np.random.default_rng(seed).standard_normal(n)).tolist()
+
+
+def decaying_losses(n):
+    return (2.0 * np.exp(-np.arange(n) / (n / 4)) + 0.5).tolist()
+
+
+def feed(scheduler, losses):
+    for loss in losses:
+        scheduler.optimizer.step()
+        scheduler.observe(loss)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_decay_moves_all_groups_and_keeps_their_ratio(name):
+    optimizer = make_optimizer(name, make_model())
+    scheduler = ExpTestScheduler(optimizer, PAPER)
+    window = round(2 * 2**0.5 * flat_losses(1)[0] / (0.1 * np.e))
+    feed(scheduler, flat_losses(window - 1))
+    assert scheduler.get_last_lr() == pytest.approx([0.1, 1.0])
+    feed(scheduler, flat_losses(window)[-1:])
+    assert [e["decision"] for e in scheduler.history] == ["decay"]
+    assert scheduler.get_last_lr() == pytest.approx([0.1 / 3, 1 / 3])
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.1 / 3, 1 / 3])
+    assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == (name == "tensor_lr")
+
+
+def test_decision_takes_effect_at_the_next_step_not_at_observe():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    window = round(2 * 2**0.5 * 2.0 / (0.1 * np.e))
+    feed(scheduler, [2.0, *flat_losses(window - 2)])
+    scheduler.observe(2.0)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.1)
+    scheduler.step()
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.1 / 3)
+
+
+def test_step_without_observation_changes_nothing_and_observe_replaces():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    scheduler.observe(float("nan"))
+    scheduler.observe(1.0)
+    for _ in range(4):
+        scheduler.step()
+    assert scheduler.last_epoch == 1
+    scheduler.flush()
+    assert scheduler.history == []
+
+
+def test_warmup_hold_and_cooldown():
+    config = ExpTestConfig(warmup=0.2, cooldown=0.5, learning_rate=0.4)
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), config, num_training_steps=10)
+    rates = []
+    for loss in decaying_losses(10):
+        rates.append(scheduler.get_last_lr()[0])
+        feed(scheduler, [loss])
+    assert rates == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.4, 0.4, 0.32, 0.24, 0.16, 0.08])
+    assert scheduler.get_last_lr() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 40, 90])
+@pytest.mark.parametrize("correction", [False, True])
+def test_resume_is_exact_through_weights_only_load(cut, correction):
+    config = ExpTestConfig.paper(window_correction=correction)
+
+    def train(scheduler, optimizer, model, start, end):
+        for step in range(start, end):
+            torch.manual_seed(step)
+            x = torch.randn(16, 8)
+            loss = (model(x) - x[:, :1]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.observe(loss)
+            scheduler.step()
+
+    def make():
+        model = make_model()
+        optimizer = make_optimizer("sgd_momentum", model, ratio=2.0)
+        return model, optimizer, ExpTestScheduler(optimizer, config)
+
+    model, optimizer, whole = make()
+    train(whole, optimizer, model, 0, 150)
+    model, optimizer, first = make()
+    train(first, optimizer, model, 0, cut)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), first.state_dict()], file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    model, optimizer, second = make()
+    model.load_state_dict(states[0])
+    optimizer.load_state_dict(states[1])
+    second.load_state_dict(states[2])
+    train(second, optimizer, model, cut, 150)
+    assert second.history == whole.history
+    assert len(whole.history) > 2
+    assert second.get_last_lr() == whole.get_last_lr()
+
+
+def test_load_sets_the_optimizers_rates():
+    source = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    feed(source, flat_losses(60))
+    assert source.get_last_lr()[0] < 0.05
+    optimizer = make_optimizer("adamw", make_model())
+    ExpTestScheduler(optimizer, PAPER).load_state_dict(source.state_dict())
+    assert [group["lr"] for group in optimizer.param_groups] == source.get_last_lr()
+
+
+def test_checkpoint_also_resumes_a_plain_lambda_scheduler():
+    source = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    feed(source, flat_losses(5))
+    plain = torch.optim.lr_scheduler.LambdaLR(make_optimizer("adamw", make_model()), lambda step: 1.0)
+    plain.load_state_dict(source.state_dict())
+    assert plain.last_epoch == 5
+
+
+def test_foreign_states_are_refused():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    with pytest.raises(ValueError, match=r"not the state of an ExpTestScheduler.*'last_epoch'"):
+        scheduler.load_state_dict({"last_epoch": 3, "lr_lambdas": [None]})
+    one_group = ExpTestScheduler(torch.optim.AdamW(make_model().parameters()), PAPER)
+    with pytest.raises(ValueError, match="2 parameter groups, the optimizer 1"):
+        one_group.load_state_dict(scheduler.state_dict())
+
+
+def test_losses_are_fetched_once_per_interval():
+    fetched = []
+
+    def reduce(losses):
+        fetched.append(len(losses))
+        return losses
+
+    config = ExpTestConfig(warmup=0.1, cooldown=0.5, window=0.2, learning_rate=1e-3)
+    optimizer = torch.optim.AdamW(make_model().parameters())
+    scheduler = ExpTestScheduler(optimizer, config, num_training_steps=1000, reduce=reduce)
+    feed(scheduler, [torch.tensor(loss) for loss in np.linspace(2, 1, 1000)])
+    scheduler.flush()
+    assert sum(fetched) == 1000
+    assert max(fetched) == CHECK_INTERVAL
+    assert len(fetched) <= 1000 / CHECK_INTERVAL + 5
+    assert [(e["step"], e["window"]) for e in scheduler.history] == [(300, 200), (500, 200)]
+
+
+def test_divergence_is_noticed_within_the_interval():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), ExpTestConfig(), num_training_steps=10_000)
+    feed(scheduler, [torch.tensor(1.0)] * 1500)
+    feed(scheduler, [torch.tensor(float("nan"))])
+    feed(scheduler, [torch.tensor(1.0)] * (CHECK_INTERVAL - 1))
+    assert [e["decision"] for e in scheduler.history][-1] == "decay"
+    assert scheduler.history[-1]["step"] == 1501
+
+
+def test_window_correction_lengthens_noisy_windows():
+    windows = {}
+    for correction in (False, True):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
+        scheduler = ExpTestScheduler(optimizer, ExpTestConfig.paper(window_correction=correction))
+        for step in range(400):
+            torch.manual_seed(step)
+            x = torch.randn(2, 8)
+            loss = (model(x) - torch.randn(2, 1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.observe(loss)
+            scheduler.step()
+        windows[correction] = scheduler.history[0]["window"]
+    assert windows[True] > 1.5 * windows[False]
+
+
+class ScheduleFreeAdamW(torch.optim.SGD):
+    """Stands for the class of the schedulefree package, which is told by its name."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.0), "lr=0.0"),
+        (lambda p: ScheduleFreeAdamW(p, lr=0.1), "ScheduleFreeAdamW"),
+        (lambda p: torch.optim.SGD([{"params": list(p), "relative_step": True}], lr=0.1), "relative_step=True"),
+    ],
+)
+def test_unsuitable_optimizers_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        ExpTestScheduler(make(make_model().parameters()), PAPER)
+
+
+def test_bad_observations_and_arguments_are_quoted():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        scheduler.observe(torch.zeros(2))
+    with pytest.raises(TypeError, match="list"):
+        ExpTestScheduler([], PAPER)
+    with pytest.raises(ValueError, match="num_training_steps=None"):
+        ExpTestScheduler(make_optimizer("adamw", make_model()))
+
+
+def test_observed_tensor_is_copied():
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
+    loss = torch.tensor(2.0)
+    scheduler.observe(loss)
+    loss.fill_(float("nan"))
+    scheduler.step()
+    scheduler.flush()
+    assert scheduler.history == []
