@@ -1,0 +1,30 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""ExpTest for the Hugging Face Trainer: fine-tuning without choosing a learning rate."""
+
+from .bounds import learning_rate_upper_bound
+from .callback import ExpTestCallback
+from .config import ExpTestConfig
+from .controller import ExpTestController
+from .rehearsal import LearningRateSearch, find_learning_rate
+from .scheduler import ExpTestScheduler
+from .statistics import TestResult, exponential_decay_test, slope_test
+from .training_args import ExpTestArgumentsMixin, ExpTestTrainingArguments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExpTestArgumentsMixin",
+    "ExpTestCallback",
+    "ExpTestConfig",
+    "ExpTestController",
+    "ExpTestScheduler",
+    "ExpTestTrainingArguments",
+    "LearningRateSearch",
+    "TestResult",
+    "exponential_decay_test",
+    "find_learning_rate",
+    "learning_rate_upper_bound",
+    "slope_test",
+]

@@ -1,0 +1,260 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""ExpTest in the Trainer: the callback that brings loss, tests, decisions and learning rate together."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
+from transformers.utils import logging
+
+from .config import ExpTestConfig
+from .loss_signal import LossSignal, mean_over_processes
+from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
+from .scheduler import ExpTestScheduler, check_optimizer
+from .training_args import ExpTestArgumentsMixin
+
+logger = logging.get_logger(__name__)
+
+_REFUSED_OPTIMIZERS = {
+    OptimizerNames.GALORE_ADAMW_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
+    OptimizerNames.GALORE_ADAMW_8BIT_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
+    OptimizerNames.GALORE_ADAFACTOR_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
+    OptimizerNames.APOLLO_ADAMW_LAYERWISE: "updates layer by layer during the backward pass; use 'apollo_adamw'",
+    OptimizerNames.LOMO: "updates during the backward pass; use 'adamw_torch'",
+    OptimizerNames.ADALOMO: "updates during the backward pass; use 'adamw_torch'",
+    OptimizerNames.SCHEDULE_FREE_RADAM: "wants a constant learning rate; use 'adamw_torch'",
+    OptimizerNames.SCHEDULE_FREE_ADAMW: "wants a constant learning rate; use 'adamw_torch'",
+    OptimizerNames.SCHEDULE_FREE_SGD: "wants a constant learning rate; use 'sgd'",
+}
+_POLICY_GRADIENT_TRAINERS = {"GRPOTrainer", "RLOOTrainer"}
+
+
+class ExpTestCallback(TrainerCallback):
+    """
+    [`TrainerCallback`] that chooses the learning rate: `Trainer(..., callbacks=[ExpTestCallback()])`.
+
+    It replaces the Trainer's learning-rate scheduler by an [`ExpTestScheduler`], finds the starting rate before the
+    first step, and feeds the scheduler with the loss of every optimizer step, reduced over all processes. The value of
+    `TrainingArguments.learning_rate` does not matter; ratios between parameter groups do, and are kept.
+
+    Args:
+        config ([`ExpTestConfig`], *optional*): the settings.
+        **overrides: single settings, for example `ExpTestCallback(alpha=0.01)`.
+
+    Attributes:
+        history (`list[dict]`): the decisions, see [`ExpTestController`].
+        search ([`LearningRateSearch`] or `None`): how the starting rate was found.
+    """
+
+    def __init__(self, config: ExpTestConfig | None = None, **overrides: Any) -> None:
+        if config is not None and not isinstance(config, ExpTestConfig):
+            raise TypeError(f"config must be an ExpTestConfig, not {type(config).__name__}.")
+        self.config = ExpTestConfig.from_dict({**(config or ExpTestConfig()).to_dict(), **overrides})
+        self.search: LearningRateSearch | None = None
+        self._signal = LossSignal()
+        self._trainer: Trainer | None = None
+        self._scheduler: ExpTestScheduler | None = None
+        self._num_reported = 0
+
+    @classmethod
+    def from_args(cls, args: ExpTestArgumentsMixin) -> ExpTestCallback:
+        """The callback that an [`ExpTestTrainingArguments`] describes."""
+        return cls(args.exptest_config())
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The decisions so far; empty before training."""
+        return [] if self._scheduler is None else self._scheduler.history
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first parameter group, before warm-up and cool-down."""
+        if self._scheduler is None:
+            raise RuntimeError("There is no learning rate before training.")
+        return self._scheduler.learning_rate
+
+    def set_trainer(self, trainer: Trainer) -> None:
+        """
+        Connect to `trainer`. Only needed after `trainer.add_callback(callback)`; a callback that is given to the
+        Trainer's constructor connects by itself.
+
+        Raises:
+            `ValueError`: if the Trainer's set-up leaves ExpTest no learning rate to choose.
+        """
+        if self._trainer is trainer:
+            return
+        _check_trainer(trainer)
+        self._trainer = trainer
+        # Instance attributes: the class, and every other Trainer, stay as they are.
+        vars(trainer).update(
+            training_step=functools.partial(self._training_step, trainer.training_step),
+            create_scheduler=self._create_scheduler,
+        )
+
+    def _training_step(self, training_step: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = training_step(*args, **kwargs)
+        self._signal.add(loss)
+        return loss
+
+    def _create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        trainer = self._trainer
+        assert trainer is not None
+        if trainer.lr_scheduler is not None and optimizer is None:
+            return trainer.lr_scheduler
+        chosen = trainer.optimizer if optimizer is None else optimizer
+        assert chosen is not None
+        self._scheduler = ExpTestScheduler(
+            chosen,
+            self.config,
+            num_training_steps,
+            reduce=mean_over_processes(trainer.accelerator),
+        )
+        if optimizer is None:
+            vars(trainer)["lr_scheduler"] = self._scheduler
+            trainer._created_lr_scheduler = True
+        return self._scheduler
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = _find_trainer(self)
+        if trainer is not None:
+            self.set_trainer(trainer)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer is None or self._scheduler is None:
+            raise RuntimeError(
+                "ExpTestCallback is not connected to the Trainer. Give it to the constructor, Trainer(...,"
+                " callbacks=[callback]), or call callback.set_trainer(trainer) after trainer.add_callback(callback)."
+            )
+        self._num_reported = 0
+        if self._scheduler.last_epoch == 0 and self.config.learning_rate is None:
+            self._find_start(self._trainer)
+        self._signal.clear()
+        self._report(state, args)
+
+    def _find_start(self, trainer: Trainer) -> None:
+        assert self._scheduler is not None
+        reason = why_not_restorable(trainer)
+        if reason is not None:
+            logger.warning(
+                f"ExpTest cannot search for the learning rate: {reason}. Training starts from"
+                f" TrainingArguments.learning_rate={trainer.args.learning_rate}, and DETECT lowers it where needed."
+            )
+            self._scheduler.start(trainer.args.learning_rate, detect=True, reason="training_arguments")
+        elif self.config.search:
+            self.search = search_learning_rate(trainer, self.config)
+            self._scheduler.start(self.search.learning_rate, detect=False, reason="rehearsal")
+        else:
+            self._scheduler.start(first_update_bound(trainer), detect=True, reason="first_update_bound")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signal.clear()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        loss = self._signal.take()
+        assert self._scheduler is not None
+        if loss is not None:
+            self._scheduler.observe(loss)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._scheduler is not None
+        if control.should_save or control.should_evaluate:
+            # A checkpoint may follow, which only the main process writes: what it holds must be reduced by then.
+            self._scheduler.flush()
+        self._report(state, args)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._scheduler is not None
+        self._scheduler.flush()
+        self._report(state, args)
+
+    def _report(self, state: TrainerState, args: TrainingArguments) -> None:
+        """Say what was decided since the last report, on the main process."""
+        if len(self.history) == self._num_reported:
+            return
+        for entry in self.history[self._num_reported :]:
+            message = describe(entry)
+            logger.info(message)
+            if state.is_world_process_zero and not args.disable_tqdm and entry["decision"] != "continue":
+                tqdm.write(message)
+        self._num_reported = len(self.history)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
+        return {**self.__dict__, "_trainer": None, "_scheduler": None}
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """One line for one entry of `history`."""
+    rate = f"learning rate {entry['learning_rate']:.3g}"
+    if entry["decision"] == "start":
+        return f"ExpTest: starts with {rate} ({entry['test'].replace('_', ' ')})"
+    tested = f"{entry['test'].replace('_', ' ')} test on {entry['window']} losses, p = {entry['p_value']:.3g}"
+    return f"ExpTest: step {entry['step']}, {entry['decision']} ({tested}), {rate}"
+
+
+def _find_trainer(callback: ExpTestCallback) -> Trainer | None:
+    """The Trainer that is calling `callback`: callback events do not carry it, but it stands in the call stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer) and callback in candidate.callback_handler.callbacks:
+            return candidate
+        frame = frame.f_back
+    return None
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Raise a `ValueError` for a set-up in which ExpTest cannot set the learning rate; warn where it is doubtful."""
+    others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExpTestCallback)]
+    if len(others) > 1:
+        raise ValueError(f"The Trainer has {len(others)} ExpTestCallback; one sets the learning rate, so pass one.")
+    # A scheduler of the Trainer's own making, from an earlier train(), is made anew by the next.
+    if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
+        raise ValueError(
+            f"optimizers=(..., {type(trainer.lr_scheduler).__name__}) sets the learning rate as ExpTest does; pass"
+            " optimizers=(optimizer, None) or drop ExpTestCallback."
+        )
+    if trainer.args.optim in _REFUSED_OPTIMIZERS:
+        optim = OptimizerNames(trainer.args.optim)
+        raise ValueError(f"optim={optim.value!r} {_REFUSED_OPTIMIZERS[optim]} with ExpTest.")
+    if trainer.optimizer is not None:
+        check_optimizer(trainer.optimizer)
+    if not trainer.args.learning_rate > 0:
+        raise ValueError(
+            f"learning_rate={trainer.args.learning_rate!r} must be positive: ExpTest replaces it, but keeps the ratios"
+            " of the parameter groups to it. Leave it at its default."
+        )
+    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
+    if deepspeed is not None and "scheduler" in deepspeed.config:
+        raise ValueError(
+            f"The DeepSpeed config has scheduler={deepspeed.config['scheduler']!r}, which sets the learning rate as"
+            " ExpTest does; remove it."
+        )
+    if _POLICY_GRADIENT_TRAINERS & {base.__name__ for base in type(trainer).__mro__}:
+        logger.warning(
+            f"{type(trainer).__name__} minimises a policy-gradient loss, which does not fall while training goes well;"
+            " ExpTest's tests say little about it."
+        )

@@ -1,0 +1,190 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from toys import ToyClassifier, assert_same_weights, language_data, language_model, make_trainer, weights
+
+from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
+from hf_exptest.bounds import ray_bound
+from hf_exptest.rehearsal import _Stage, vertex
+from hf_exptest.snapshot import Snapshot
+
+
+def plain_state(trainer):
+    """Everything a search could leave behind, except objects without a value."""
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        {k: copy.deepcopy(v) for k, v in vars(trainer.state).items() if isinstance(v, (int, float, list))},
+    )
+
+
+CASES = {
+    "batch norm and dropout": {"model": ToyClassifier},
+    "accumulation": {"model": ToyClassifier, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    "language model": {"model": language_model, "data": language_data()},
+    "sgd": {"model": ToyClassifier, "optim": "sgd"},
+    "adafactor": {"model": ToyClassifier, "optim": "adafactor"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_after_the_search_equals_training_with_the_rate_given(tmp_path, case):
+    settings = dict(CASES[case])
+    make_model = settings.pop("model")
+    searched = ExpTestCallback()
+    first = make_trainer(tmp_path, [searched], model=make_model(), **settings)
+    first.train()
+    rate = searched.search.learning_rate
+    given = ExpTestCallback(learning_rate=rate)
+    second = make_trainer(tmp_path, [given], model=make_model(), **settings)
+    second.train()
+    assert_same_weights(weights(first.model), weights(second.model))
+    rows = [
+        [(r["step"], r["loss"], r["learning_rate"]) for r in trainer.state.log_history if "loss" in r]
+        for trainer in (first, second)
+    ]
+    assert len(rows[0]) == 40
+    assert rows[0] == rows[1]
+    assert searched.history[1:] == given.history
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
+    trainer = make_trainer(tmp_path, [])
+    before = weights(trainer.model), plain_state(trainer)
+    steps = []
+    step = _Stage._step
+
+    def interrupted(self, batch):
+        steps.append(batch)
+        if len(steps) == 40:
+            raise error
+        return step(self, batch)
+
+    monkeypatch.setattr(_Stage, "_step", interrupted)
+    seen = []
+    exit_ = Snapshot.__exit__
+
+    def spy(self, *args):
+        exit_(self, *args)
+        seen.append((weights(self._model), self._optimizer.state_dict()["state"]))
+
+    monkeypatch.setattr(Snapshot, "__exit__", spy)
+    with pytest.raises(error):
+        find_learning_rate(trainer)
+    assert len(steps) == 40
+    ((after, optimizer_state),) = seen
+    assert_same_weights(after, before[0])
+    assert optimizer_state == {}
+    assert_same_weights(weights(trainer.model), before[0])
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_find_learning_rate_leaves_the_trainer_as_it_was(tmp_path):
+    expected = make_trainer(tmp_path, [])
+    expected.train()
+    trainer = make_trainer(tmp_path, [])
+    callbacks = trainer.callback_handler.callbacks
+    before = weights(trainer.model)
+    search = find_learning_rate(trainer)
+    assert_same_weights(weights(trainer.model), before)
+    assert trainer.callback_handler.callbacks is callbacks
+    assert trainer.optimizer is None
+    trainer.train()
+    assert type(trainer.lr_scheduler).__name__ == "LambdaLR"
+    assert_same_weights(weights(trainer.model), weights(expected.model))
+    assert 1e-4 < search.learning_rate < 1.0
+
+
+def test_search_reports_its_rungs_and_costs(tmp_path):
+    trainer = make_trainer(tmp_path, [], max_steps=200)
+    search = find_learning_rate(trainer)
+    lengths = {rung.num_steps for rung in search.rungs}
+    assert len(lengths) == 2
+    assert max(lengths) == 2 * min(lengths) == 48
+    assert search.num_steps == 1 + sum(len(rung.curve) for rung in search.rungs)
+    assert search.seconds > 0
+    tried = [rung.learning_rate for rung in search.rungs]
+    assert min(tried) / 3 <= search.learning_rate <= 3 * max(tried)
+    assert search.upper_bound in tried
+    best = min(search.rungs, key=lambda rung: rung.end_loss)
+    assert best.end_loss < np.mean(search.untouched_losses)
+    for rung in search.rungs:
+        assert len(rung.times) == len(rung.curve)
+        assert 0.0 <= rung.p_value <= 1.0
+    axes = search.plot()
+    assert len(axes.get_lines()) == 4
+    assert axes.get_lines()[-1].get_xdata()[0] == search.learning_rate
+
+
+def test_search_budget_lengthens_the_miniatures(tmp_path):
+    search = find_learning_rate(make_trainer(tmp_path, [], max_steps=4000), ExpTestConfig(search_budget=0.15))
+    assert {rung.num_steps for rung in search.rungs} == {55, 110}
+    assert search.num_steps <= 0.2 * 4000
+
+
+def test_snapshot_holds_only_what_training_changes(tmp_path):
+    trainer = make_trainer(tmp_path, [])
+    trainer.create_optimizer()
+    for parameter in trainer.model.net[0].parameters():
+        parameter.requires_grad_(False)
+    with Snapshot(trainer) as snapshot:
+        saved = {id(parameter) for parameter, _ in snapshot._parameters}
+        assert all(host.device.type == "cpu" for _, host in snapshot._parameters)
+    assert saved == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert len(saved) == 4
+
+
+def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
+    class OneShot(torch.utils.data.IterableDataset):
+        def __init__(self):
+            self.rows = iter(language_data(400))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.rows)
+
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], model=language_model(), data=OneShot(), learning_rate=2e-4)
+    trainer.train()
+    assert callback.history[0]["test"] == "training_arguments"
+    assert callback.history[0]["learning_rate"] == 2e-4
+    assert trainer.state.global_step == 40
+    with pytest.raises(ValueError, match="train_dataset=OneShot can be read only once"):
+        find_learning_rate(make_trainer(tmp_path, [], model=language_model(), data=OneShot()))
+
+
+def test_empty_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"num_samples=0"):
+        make_trainer(tmp_path, [ExpTestCallback()], data=[]).train()
+
+
+@pytest.mark.parametrize("curvature", [1e-4, 1.0, 1e4])
+def test_ray_bound_finds_the_minimum_of_a_parabola(curvature):
+    best = 1 / curvature
+    found = ray_bound(lambda s: 3.0 - s + 0.5 * curvature * s * s if s < 100 * best else float("nan"))
+    assert best / 2 <= found <= best * 2
+
+
+def test_ray_bound_where_the_loss_only_rises():
+    assert ray_bound(lambda s: 1.0 + s) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="only rises"):
+        ray_bound(lambda s: 1.0 if s == 0 else float("nan"))
+
+
+def test_vertex_of_a_parabola_in_log_rate():
+    rates = [1e-4, 3e-4, 9e-4, 2.7e-3]
+    losses = [1 + (np.log(rate) - np.log(5e-4)) ** 2 for rate in rates]
+    assert vertex(rates, losses) == pytest.approx(5e-4)
+    assert vertex(rates[::-1], losses[::-1]) == pytest.approx(5e-4)
+    assert vertex([1e-4, 3e-4], [2.0, 1.0]) == pytest.approx(3e-4)
+    assert vertex(rates, [1.0, 1.0, 1.0, 1.0]) in [pytest.approx(r) for r in rates]

@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny models, data and Trainers that several test files share."""
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+
+class ToyClassifier(nn.Module):
+    """A classifier with everything a search must put back: dropout draws and batch-norm buffers."""
+
+    def __init__(self, dropout=0.1, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3)
+        )
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def classification_data(n=512, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=generator)
+    scores = x @ torch.randn(8, 3, generator=generator) + 0.5 * torch.randn(n, 3, generator=generator)
+    return [{"x": row, "labels": label} for row, label in zip(x, scores.argmax(-1), strict=True)]
+
+
+def language_model(seed=0):
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+
+
+def language_data(n=128, seed=1):
+    """Sequences whose numbers of predicted tokens differ widely, so that a mean of means is a wrong loss."""
+    generator = torch.Generator().manual_seed(seed)
+    data = []
+    for _ in range(n):
+        tokens = torch.randint(32, (16,), generator=generator)
+        labels = tokens.clone()
+        # Position 0 is never predicted; some releases count it all the same.
+        labels[0] = -100
+        labels[int(torch.randint(3, 16, (), generator=generator)) :] = -100
+        data.append({"input_ids": tokens, "labels": labels})
+    return data
+
+
+def make_args(path, **overrides):
+    values = {
+        "output_dir": str(path),
+        "max_steps": 40,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return TrainingArguments(**{**values, **overrides})
+
+
+def make_trainer(path, callbacks, model=None, data=None, trainer_kwargs=None, **overrides):
+    return Trainer(
+        model=ToyClassifier() if model is None else model,
+        args=make_args(path, **overrides),
+        train_dataset=classification_data() if data is None else data,
+        callbacks=callbacks,
+        **(trainer_kwargs or {}),
+    )
+
+
+def weights(model):
+    """A copy of parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
