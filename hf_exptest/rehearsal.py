@@ -13,56 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.stats
-import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from .bounds import ray_bound
 from .config import ExpTestConfig
-from .controller import schedule_factor
-from .loss_signal import mean_over_processes
 from .snapshot import Snapshot
-from .statistics import exponential_decay_test
+from .stage import NUM_EVAL_BATCHES, Rung, Stage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Miniatures shorter than this order the rates by their first steps rather than by where they lead.
 MIN_STEPS = 24
-NUM_EVAL_BATCHES = 12
 # One round of about five short miniatures and one of three that are twice as long.
 _STEPS_PER_SHORT_STEP = 5 + 3 * 2
 _MAX_RUNGS = 10
 _MAX_CLIMBS = 3
-# A miniature whose loss stays above twice the untouched model's for this many steps will not come back.
-_PATIENCE = 4
-
-
-@dataclass(frozen=True)
-class Rung:
-    """
-    One rehearsed learning rate.
-
-    Attributes:
-        learning_rate (`float`): peak rate of the first parameter group.
-        num_steps (`int`): length of the miniature in optimizer steps.
-        times (`list[float]`): accumulated learning rate before each step that was made.
-        curve (`list[float]`): loss of each step minus the untouched model's loss on the same batch.
-        end_losses (`list[float]`): loss after the miniature on each held-out batch; infinite if it diverged.
-        p_value (`float`): exponential test of the curve against accumulated learning rate.
-    """
-
-    learning_rate: float
-    num_steps: int
-    times: list[float]
-    curve: list[float]
-    end_losses: list[float]
-    p_value: float
-
-    @property
-    def end_loss(self) -> float:
-        """Mean of `end_losses`."""
-        return float(np.mean(self.end_losses))
+# Rates far too high all end on one plateau, whose rungs differ significantly but by next to nothing.
+_NOTICEABLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -176,7 +144,7 @@ def first_update_bound(trainer: Trainer) -> float:
     from above, and equals the paper's bound for least squares with gradient descent along the steepest direction.
     """
     with Snapshot(trainer) as snapshot:
-        stage = _Stage(trainer, snapshot, ExpTestConfig(), num_batches=1 + NUM_EVAL_BATCHES // 3)
+        stage = Stage(trainer, snapshot, ExpTestConfig(), num_batches=1 + NUM_EVAL_BATCHES // 3)
         return stage.bound()
 
 
@@ -194,7 +162,7 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     short = max(MIN_STEPS, round(config.search_budget * num_training_steps / _STEPS_PER_SHORT_STEP))
     short = min(short, max(num_training_steps // 2, 4))
     with Snapshot(trainer) as snapshot:
-        stage = _Stage(trainer, snapshot, config, num_batches=2 * short + NUM_EVAL_BATCHES)
+        stage = Stage(trainer, snapshot, config, num_batches=2 * short + NUM_EVAL_BATCHES)
         with tqdm(desc="ExpTest search", unit="step", disable=stage.is_quiet, leave=False) as progress:
             stage.progress = progress
             bound = stage.bound()
@@ -212,14 +180,13 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     )
 
 
-def _descend(stage: _Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Rung]:
+def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Rung]:
     """Rehearse from the bound downwards until it gets significantly worse; climb first if the bound itself wins."""
     rungs = [stage.rehearse(bound, num_steps)]
     while len(rungs) < _MAX_RUNGS:
         best = _best(rungs, stage.untouched, config.alpha)
-        helps = _is_lower(best.end_losses, stage.untouched, config.alpha)
         lowest = min(rungs, key=lambda rung: rung.learning_rate)
-        if helps and best is not lowest and _is_lower(best.end_losses, lowest.end_losses, config.alpha):
+        if _is_clearly_worse(lowest, best, stage.untouched, config.alpha):
             break
         rungs.append(stage.rehearse(lowest.learning_rate * config.beta, num_steps))
     for _ in range(_MAX_CLIMBS):
@@ -232,7 +199,7 @@ def _descend(stage: _Stage, bound: float, num_steps: int, config: ExpTestConfig)
 
 
 def _rehearse_around(
-    stage: _Stage, best: Rung, rungs: Sequence[Rung], num_steps: int, config: ExpTestConfig
+    stage: Stage, best: Rung, rungs: Sequence[Rung], num_steps: int, config: ExpTestConfig
 ) -> list[Rung]:
     """Rehearse the best rate and its neighbours at another length, and go on towards the side that wins."""
     longer = {best.learning_rate: stage.rehearse(best.learning_rate, num_steps)}
@@ -256,6 +223,14 @@ def _best(rungs: Sequence[Rung], untouched: Sequence[float], alpha: float) -> Ru
     """Lowest loss at the end, among the rungs that converge if any does."""
     converging = [r for r in rungs if r.p_value < alpha or _is_lower(r.end_losses, untouched, alpha)]
     return min(converging or rungs, key=lambda rung: rung.end_loss)
+
+
+def _is_clearly_worse(rung: Rung, best: Rung, untouched: Sequence[float], alpha: float) -> bool:
+    """Whether `best` helps, and `rung` is significantly worse by a noticeable part of what `best` gains."""
+    if not _is_lower(best.end_losses, untouched, alpha) or not _is_lower(best.end_losses, rung.end_losses, alpha):
+        return False
+    gain = float(np.mean(untouched)) - best.end_loss
+    return rung.end_loss - best.end_loss > _NOTICEABLE * gain
 
 
 def _is_lower(losses: Sequence[float], others: Sequence[float], alpha: float) -> bool:
@@ -306,152 +281,16 @@ def _extrapolate(
         for rungs in (short, longer)
     ]
     lengths = short[0].num_steps, longer[0].num_steps
-    drift = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
-    shift = drift * math.log(max(1.0, num_training_steps / lengths[1]))
-    # Two vertices say little about a run many times longer, so the shift stays within one rung.
     limit = -math.log(config.beta)
+    drift = math.log(vertices[1] / vertices[0])
+    if abs(drift) > limit:
+        # The two lengths found different valleys; a line through both would lead nowhere.
+        return vertices[1]
+    shift = drift * math.log(max(1.0, num_training_steps / lengths[1])) / math.log(lengths[1] / lengths[0])
+    # Two vertices say little about a run many times longer, so the shift stays within one rung.
     return vertices[1] * math.exp(min(limit, max(-limit, shift)))
 
 
 def _capped(loss: float, ceiling: float) -> float:
     """A diverged rung counts as one that learnt nothing, so that it cannot bend the parabola without limit."""
     return loss if loss < ceiling else ceiling
-
-
-class _Stage:
-    """The Trainer's own steps on cached batches, from the snapshot's weights."""
-
-    def __init__(self, trainer: Trainer, snapshot: Snapshot, config: ExpTestConfig, num_batches: int) -> None:
-        self._trainer = trainer
-        self._model = trainer.model_wrapped
-        self._snapshot = snapshot
-        self._config = config
-        self._mean = mean_over_processes(trainer.accelerator)
-        assert trainer.optimizer is not None
-        self._optimizer = trainer.optimizer
-        self._ratios = _group_ratios(self._optimizer)
-        self.is_quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
-        self.progress: Any = None
-        self.num_steps = 0
-        trainer.accelerator.gradient_state._set_sync_gradients(True)
-        batches = _cache_batches(trainer, num_batches)
-        num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
-        self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
-        self.untouched = self._evaluate(self._eval_batches)
-        self._untouched_curve = self._evaluate(self._train_batches)
-
-    def bound(self) -> float:
-        """Rate at which the loss along the optimizer's first update is lowest."""
-        self._set_rate(1.0)
-        # With fp16 the gradient scaler may skip a few first steps until its scale fits.
-        for _ in range(20):
-            self._step(self._train_batches[0])
-            direction = self._snapshot.displacement()
-            if any(bool(d.any()) for d in direction):
-                break
-        else:
-            raise ValueError("The optimizer's first update moves no parameter: is anything trainable?")
-        self._snapshot.reset_training()
-
-        def loss_along(distance: float) -> float:
-            self._snapshot.move_along(direction, distance)
-            return float(np.mean(self._evaluate(self._train_batches[:4])))
-
-        bound = ray_bound(loss_along)
-        self._snapshot.reset_training()
-        self._snapshot.reset_random()
-        return bound
-
-    def rehearse(self, learning_rate: float, num_steps: int) -> Rung:
-        """One miniature: the whole schedule in `num_steps` steps, then the loss on the held-out batches."""
-        if self.progress is not None:
-            self.progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
-        self._snapshot.reset_training()
-        self._snapshot.reset_random()
-        curve: list[float] = []
-        rates: list[float] = []
-        num_high = 0
-        for step in range(num_steps):
-            place = step % len(self._train_batches)
-            rate = learning_rate * schedule_factor(self._config, step, num_steps)
-            self._set_rate(rate)
-            loss = self._step(self._train_batches[place])
-            untouched = self._untouched_curve[place]
-            rates.append(rate)
-            curve.append(loss - untouched)
-            num_high = num_high + 1 if not loss - untouched < abs(untouched) else 0
-            if not math.isfinite(loss) or num_high >= _PATIENCE:
-                break
-            if self.progress is not None:
-                self.progress.update()
-        has_diverged = len(curve) < num_steps or not math.isfinite(curve[-1])
-        ends = [math.inf] * len(self._eval_batches) if has_diverged else self._evaluate(self._eval_batches)
-        times = [0.0, *np.cumsum(rates)[:-1].tolist()]
-        p_value = 1.0 if has_diverged else exponential_decay_test(curve, times).p_value
-        ends = [loss if math.isfinite(loss) else math.inf for loss in ends]
-        return Rung(learning_rate, num_steps, times, curve, ends, p_value)
-
-    def _set_rate(self, rate: float) -> None:
-        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate * ratio)
-            else:
-                group["lr"] = rate * ratio
-
-    def _step(self, batch: tuple[list[Any], Any]) -> float:
-        """One optimizer step as the Trainer makes it; returns the global loss."""
-        micro_batches, num_items = batch
-        trainer = self._trainer
-        self.num_steps += 1
-        trainer.current_gradient_accumulation_steps = len(micro_batches)
-        losses = [trainer.training_step(self._model, micro, num_items) for micro in micro_batches]
-        if trainer.args.max_grad_norm:
-            trainer.accelerator.clip_grad_norm_(self._model.parameters(), trainer.args.max_grad_norm)
-        self._optimizer.step()
-        self._model.zero_grad()
-        return self._reduce([torch.stack([loss.detach().float() for loss in losses]).sum()])[0]
-
-    @torch.no_grad()
-    def _evaluate(self, batches: Sequence[tuple[list[Any], Any]]) -> list[float]:
-        """Global loss of the present weights on each batch, without dropout."""
-        trainer = self._trainer
-        self._model.eval()
-        losses = []
-        for micro_batches, num_items in batches:
-            parts = []
-            for micro in micro_batches:
-                inputs = trainer._prepare_inputs(micro)
-                with trainer.compute_loss_context_manager():
-                    loss = trainer.compute_loss(self._model, inputs, num_items_in_batch=num_items)
-                assert isinstance(loss, torch.Tensor)
-                parts.append(loss.float())
-            losses.append(torch.stack(parts).mean() if num_items is None else torch.stack(parts).sum())
-        self._model.train()
-        return self._reduce(losses)
-
-    def _reduce(self, losses: list[torch.Tensor]) -> list[float]:
-        stacked = torch.stack([loss.detach() for loss in losses])
-        return [float(x) for x in (stacked if self._mean is None else self._mean(stacked)).tolist()]
-
-
-def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    base = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-    return [rate / base[0] for rate in base]
-
-
-def _cache_batches(trainer: Trainer, num_batches: int) -> list[tuple[list[Any], Any]]:
-    """Read up to `num_batches` optimizer batches: micro-batches, and the number of items in all of them."""
-    loader = trainer.get_train_dataloader()
-    iterator = iter(loader)
-    batches: list[tuple[list[Any], Any]] = []
-    while len(batches) < num_batches:
-        batch = trainer.get_batch_samples(iterator, trainer.args.gradient_accumulation_steps, trainer.args.device)
-        if not batch[0]:
-            break
-        batches.append(batch)
-    if hasattr(loader, "end"):
-        # Accelerate counts a loader as active until its end; this one is left before it.
-        loader.end()
-    if not batches:
-        raise ValueError(f"train_dataset={type(trainer.train_dataset).__name__} is empty; ExpTest needs one batch.")
-    return batches

@@ -11,8 +11,9 @@ from toys import ToyClassifier, assert_same_weights, language_data, language_mod
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
 from hf_exptest.bounds import ray_bound
-from hf_exptest.rehearsal import _Stage, vertex
+from hf_exptest.rehearsal import vertex
 from hf_exptest.snapshot import Snapshot
+from hf_exptest.stage import Stage
 
 
 def plain_state(trainer):
@@ -60,7 +61,7 @@ def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
     trainer = make_trainer(tmp_path, [])
     before = weights(trainer.model), plain_state(trainer)
     steps = []
-    step = _Stage._step
+    step = Stage._step
 
     def interrupted(self, batch):
         steps.append(batch)
@@ -68,7 +69,7 @@ def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
             raise error
         return step(self, batch)
 
-    monkeypatch.setattr(_Stage, "_step", interrupted)
+    monkeypatch.setattr(Stage, "_step", interrupted)
     seen = []
     exit_ = Snapshot.__exit__
 
