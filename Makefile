@@ -1,0 +1,40 @@
+# Everything runs in .venv, which the first target that needs it makes, with the versions in constraints.txt.
+# On Linux, PyPI's torch brings gigabytes of CUDA libraries; constraints.txt says how to get the CPU build instead.
+
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test quality test-lowest clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1:\2/p' $(MAKEFILE_LIST) | awk -F: '{ printf "%-18s %s\n", $$1, $$2 }'
+
+quickstart: .venv/.installed ## Run examples/quickstart.py
+	.venv/bin/python examples/quickstart.py
+
+test: quality ## Check the code, then run the tests
+	.venv/bin/python -m pytest
+
+quality: .venv/.installed ## Lint, format check and type check
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy hf_exptest
+
+# Old releases use what newer ones have deprecated since, so here a deprecation is only printed.
+test-lowest: .venv-lowest/.installed ## Run the tests with the oldest allowed dependencies (Python 3.10 to 3.12)
+	.venv-lowest/bin/python -m pytest -W default
+
+clean: ## Delete the environments, caches and builds
+	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find hf_exptest tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv-lowest/.installed: pyproject.toml .ci/constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -c .ci/constraints-lowest.txt -e ".[examples,test]"
+	touch $@
