@@ -96,6 +96,7 @@ class ExpTestController:
         self._losses: list[float] = []
         self._window: float | None = None
         self._is_corrected = False
+        self._is_diverged = False
         self._start_step, self._end_step = schedule_bounds(config, num_training_steps)
         self.start(learning_rate, phase)
 
@@ -154,10 +155,16 @@ class ExpTestController:
             return self.step == self._start_step
         if self._window is None:
             self._window = self._planned_window(step)
-        self._losses.append(loss)
         if not math.isfinite(loss):
-            # Waiting for the end of the window cannot change the verdict on a diverged loss.
+            # Waiting for the end of the window cannot change the verdict. Nor does a run of such losses say more than
+            # its first: the weights are lost, whatever the rate, until somebody puts them back.
+            if self._is_diverged:
+                return False
+            self._is_diverged = True
+            self._losses.append(loss)
             return self._decide()
+        self._is_diverged = False
+        self._losses.append(loss)
         if len(self._losses) >= self._window and self.measures_path:
             if path_ratio is None:
                 raise ValueError("window_correction=True needs path_ratio; the scheduler supplies it.")
@@ -237,6 +244,7 @@ class ExpTestController:
             "losses": list(self._losses),
             "window": self._window,
             "is_corrected": self._is_corrected,
+            "is_diverged": self._is_diverged,
             "history": [dict(entry) for entry in self.history],
         }
 
@@ -254,4 +262,5 @@ class ExpTestController:
         self._losses = list(state["losses"])
         self._window = state["window"]
         self._is_corrected = state["is_corrected"]
+        self._is_diverged = state["is_diverged"]
         self.history = [dict(entry) for entry in state["history"]]
