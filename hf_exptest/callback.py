@@ -120,7 +120,8 @@ class ExpTestCallback(TrainerCallback):
             num_training_steps,
             reduce=mean_over_processes(trainer.accelerator),
         )
-        if optimizer is None:
+        # DeepSpeed asks for another one, through a copy of a Trainer that has its stand-in already.
+        if trainer.lr_scheduler is None:
             vars(trainer)["lr_scheduler"] = self._scheduler
             trainer._created_lr_scheduler = True
         return self._scheduler
@@ -141,6 +142,7 @@ class ExpTestCallback(TrainerCallback):
                 " callbacks=[callback]), or call callback.set_trainer(trainer) after trainer.add_callback(callback)."
             )
         self._num_reported = 0
+        self.search = None
         if self._scheduler.last_epoch == 0 and self.config.learning_rate is None:
             self._find_start(self._trainer)
         self._signal.clear()
@@ -149,14 +151,17 @@ class ExpTestCallback(TrainerCallback):
     def _find_start(self, trainer: Trainer) -> None:
         assert self._scheduler is not None
         reason = why_not_restorable(trainer)
+        if reason is None and self.config.search:
+            self.search = search_learning_rate(trainer, self.config)
+            if not self.search.is_conclusive:
+                reason = "no rehearsed rate lowers the loss on held-out batches"
         if reason is not None:
             logger.warning(
-                f"ExpTest cannot search for the learning rate: {reason}. Training starts from"
+                f"ExpTest found no learning rate: {reason}. Training starts from"
                 f" TrainingArguments.learning_rate={trainer.args.learning_rate}, and DETECT lowers it where needed."
             )
             self._scheduler.start(trainer.args.learning_rate, detect=True, reason="training_arguments")
-        elif self.config.search:
-            self.search = search_learning_rate(trainer, self.config)
+        elif self.search is not None:
             self._scheduler.start(self.search.learning_rate, detect=False, reason="rehearsal")
         else:
             self._scheduler.start(first_update_bound(trainer), detect=True, reason="first_update_bound")
@@ -195,7 +200,7 @@ class ExpTestCallback(TrainerCallback):
         if len(self.history) == self._num_reported:
             return
         for entry in self.history[self._num_reported :]:
-            message = describe(entry)
+            message = f"ExpTest: {describe(entry)}"
             logger.info(message)
             if state.is_world_process_zero and not args.disable_tqdm and entry["decision"] != "continue":
                 tqdm.write(message)
@@ -210,9 +215,9 @@ def describe(entry: dict[str, Any]) -> str:
     """One line for one entry of `history`."""
     rate = f"learning rate {entry['learning_rate']:.3g}"
     if entry["decision"] == "start":
-        return f"ExpTest: starts with {rate} ({entry['test'].replace('_', ' ')})"
+        return f"starts with {rate} ({entry['test'].replace('_', ' ')})"
     tested = f"{entry['test'].replace('_', ' ')} test on {entry['window']} losses, p = {entry['p_value']:.3g}"
-    return f"ExpTest: step {entry['step']}, {entry['decision']} ({tested}), {rate}"
+    return f"step {entry['step']}, {entry['decision']} ({tested}), {rate}"
 
 
 def _find_trainer(callback: ExpTestCallback) -> Trainer | None:
@@ -232,7 +237,7 @@ def _check_trainer(trainer: Trainer) -> None:
     if len(others) > 1:
         raise ValueError(f"The Trainer has {len(others)} ExpTestCallback; one sets the learning rate, so pass one.")
     # A scheduler of the Trainer's own making, from an earlier train(), is made anew by the next.
-    if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
+    if trainer.lr_scheduler is not None and not getattr(trainer, "_created_lr_scheduler", False):
         raise ValueError(
             f"optimizers=(..., {type(trainer.lr_scheduler).__name__}) sets the learning rate as ExpTest does; pass"
             " optimizers=(optimizer, None) or drop ExpTestCallback."

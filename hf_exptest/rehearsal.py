@@ -31,6 +31,8 @@ _MAX_RUNGS = 10
 _MAX_CLIMBS = 3
 # Rates far too high all end on one plateau, whose rungs differ significantly but by next to nothing.
 _NOTICEABLE = 0.1
+# Two noisy vertices say little about a run many times longer: the rate moves on by a factor of two at most.
+_MAX_SHIFT = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class LearningRateSearch:
         upper_bound (`float`): the bound along the first update, where the ladder of rates begins.
         untouched_losses (`list[float]`): loss of the model as it came, on each held-out batch.
         rungs (`list[Rung]`): every rehearsal, in the order made.
+        num_training_steps (`int`): length of the run that the rate is for.
         num_steps (`int`): optimizer steps spent, the bound's own included.
         seconds (`float`): wall time spent.
     """
@@ -51,11 +54,17 @@ class LearningRateSearch:
     upper_bound: float
     untouched_losses: list[float]
     rungs: list[Rung]
+    num_training_steps: int
     num_steps: int
     seconds: float
 
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether any rehearsal lowers the loss on the held-out batches significantly (5 %)."""
+        return any(_is_lower(rung.end_losses, self.untouched_losses, alpha=0.05) for rung in self.rungs)
+
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the loss at the end of each miniature against its rate, one line a length; returns the axes."""
+        """Draw the loss at the end of each rehearsal against its rate, one line a length; returns the axes."""
         from matplotlib import pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
@@ -63,10 +72,15 @@ class LearningRateSearch:
         for length in sorted({rung.num_steps for rung in self.rungs}):
             rungs = sorted((r for r in self.rungs if r.num_steps == length), key=lambda r: r.learning_rate)
             ends = [min(r.end_loss, untouched) for r in rungs]
-            ax.plot([r.learning_rate for r in rungs], ends, marker="o", label=f"{length} steps")
+            ax.plot([r.learning_rate for r in rungs], ends, marker="o", label=f"rehearsal of {length} steps")
         ax.axhline(untouched, color="gray", linestyle=":", label="untouched model, or worse")
-        ax.axvline(self.learning_rate, color="black", linestyle="--", label=f"found: {self.learning_rate:.2g}")
-        ax.set(xscale="log", xlabel="learning rate", ylabel="loss after the miniature")
+        ax.axvline(
+            self.learning_rate,
+            color="black",
+            linestyle="--",
+            label=f"found for {self.num_training_steps} steps: {self.learning_rate:.2g}",
+        )
+        ax.set(xscale="log", xlabel="learning rate", ylabel="loss on held-out batches")
         ax.legend(fontsize="small")
         return ax
 
@@ -160,21 +174,27 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     began = time.monotonic()
     num_training_steps = trainer.state.max_steps
     short = max(MIN_STEPS, round(config.search_budget * num_training_steps / _STEPS_PER_SHORT_STEP))
-    short = min(short, max(num_training_steps // 2, 4))
-    with Snapshot(trainer) as snapshot:
-        stage = Stage(trainer, snapshot, config, num_batches=2 * short + NUM_EVAL_BATCHES)
-        with tqdm(desc="ExpTest search", unit="step", disable=stage.is_quiet, leave=False) as progress:
-            stage.progress = progress
-            bound = stage.bound()
-            rungs = _descend(stage, bound, short, config)
-            best = _best(rungs, stage.untouched, config.alpha)
-            longer = _rehearse_around(stage, best, rungs, 2 * short, config)
+    is_quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
+    with (
+        Snapshot(trainer) as snapshot,
+        # The total is what a ladder of usual height takes.
+        tqdm(
+            desc="ExpTest search", unit="step", total=_STEPS_PER_SHORT_STEP * short, disable=is_quiet, leave=False
+        ) as progress,
+    ):
+        progress.set_postfix_str("bound along the first update")
+        stage = Stage(trainer, snapshot, config, num_batches=2 * short + NUM_EVAL_BATCHES, progress=progress)
+        bound = stage.bound()
+        rungs = _descend(stage, bound, short, config)
+        best = _best(rungs, stage.untouched, config.alpha)
+        longer = _rehearse_around(stage, best, rungs, 2 * short, config)
     rate = _extrapolate(rungs, longer, stage.untouched, num_training_steps, config)
     return LearningRateSearch(
         learning_rate=rate,
         upper_bound=bound,
         untouched_losses=stage.untouched,
         rungs=rungs + longer,
+        num_training_steps=num_training_steps,
         num_steps=stage.num_steps,
         seconds=time.monotonic() - began,
     )
@@ -208,13 +228,15 @@ def _rehearse_around(
     for neighbour in rates[max(0, place - 1) : place] + rates[place + 1 : place + 2]:
         longer[neighbour] = stage.rehearse(neighbour, num_steps)
     for _ in range(_MAX_CLIMBS):
-        winner = min(longer.values(), key=lambda rung: rung.end_loss).learning_rate
-        if winner == min(longer):
-            candidate = winner * config.beta
-        elif winner == max(longer):
-            candidate = winner / config.beta
-        else:
+        winner = min(longer.values(), key=lambda rung: rung.end_loss)
+        if winner.learning_rate not in (min(longer), max(longer)):
             break
+        others = [rung for rung in longer.values() if rung is not winner]
+        nearest = min(others, key=lambda rung: abs(math.log(rung.learning_rate / winner.learning_rate)))
+        if not _is_lower(winner.end_losses, nearest.end_losses, config.alpha):
+            break
+        factor = config.beta if winner.learning_rate == min(longer) else 1 / config.beta
+        candidate = winner.learning_rate * factor
         longer[candidate] = stage.rehearse(candidate, num_steps)
     return list(longer.values())
 
@@ -281,14 +303,12 @@ def _extrapolate(
         for rungs in (short, longer)
     ]
     lengths = short[0].num_steps, longer[0].num_steps
-    limit = -math.log(config.beta)
     drift = math.log(vertices[1] / vertices[0])
-    if abs(drift) > limit:
+    if abs(drift) > -math.log(config.beta):
         # The two lengths found different valleys; a line through both would lead nowhere.
         return vertices[1]
     shift = drift * math.log(max(1.0, num_training_steps / lengths[1])) / math.log(lengths[1] / lengths[0])
-    # Two vertices say little about a run many times longer, so the shift stays within one rung.
-    return vertices[1] * math.exp(min(limit, max(-limit, shift)))
+    return vertices[1] * math.exp(min(_MAX_SHIFT, max(-_MAX_SHIFT, shift)))
 
 
 def _capped(loss: float, ceiling: float) -> float:

@@ -62,13 +62,16 @@ class Stage:
         snapshot ([`Snapshot`]): entered; every rehearsal begins from it.
         config ([`ExpTestConfig`]): gives the shape of the schedule.
         num_batches (`int`): batches to read, of which up to `NUM_EVAL_BATCHES` are held out.
+        progress (`tqdm`, *optional*): moves by one for each step of a rehearsal.
 
     Attributes:
         untouched (`list[float]`): loss of the untouched model on each held-out batch.
         num_steps (`int`): optimizer steps made so far.
     """
 
-    def __init__(self, trainer: Trainer, snapshot: Snapshot, config: ExpTestConfig, num_batches: int) -> None:
+    def __init__(
+        self, trainer: Trainer, snapshot: Snapshot, config: ExpTestConfig, num_batches: int, progress: Any = None
+    ) -> None:
         self._trainer = trainer
         self._model = trainer.model_wrapped
         self._snapshot = snapshot
@@ -77,8 +80,7 @@ class Stage:
         assert trainer.optimizer is not None
         self._optimizer = trainer.optimizer
         self._ratios = _group_ratios(self._optimizer)
-        self.is_quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
-        self.progress: Any = None
+        self._progress = progress
         self.num_steps = 0
         trainer.accelerator.gradient_state._set_sync_gradients(True)
         batches = _cache_batches(trainer, num_batches)
@@ -111,8 +113,8 @@ class Stage:
 
     def rehearse(self, learning_rate: float, num_steps: int) -> Rung:
         """One miniature: the whole schedule in `num_steps` steps, then the loss on the held-out batches."""
-        if self.progress is not None:
-            self.progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
+        if self._progress is not None:
+            self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
         self._snapshot.reset_training()
         self._snapshot.reset_random()
         curve: list[float] = []
@@ -129,8 +131,8 @@ class Stage:
             num_high = num_high + 1 if not loss - untouched < abs(untouched) else 0
             if not math.isfinite(loss) or num_high >= _PATIENCE:
                 break
-            if self.progress is not None:
-                self.progress.update()
+            if self._progress is not None:
+                self._progress.update()
         has_diverged = len(curve) < num_steps or not math.isfinite(curve[-1])
         ends = [math.inf] * len(self._eval_batches) if has_diverged else self._evaluate(self._eval_batches)
         times = [0.0, *np.cumsum(rates)[:-1].tolist()]

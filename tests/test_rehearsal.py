@@ -9,11 +9,11 @@ import pytest
 import torch
 from toys import ToyClassifier, assert_same_weights, language_data, language_model, make_trainer, weights
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
+from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
 from hf_exptest.bounds import ray_bound
 from hf_exptest.rehearsal import vertex
 from hf_exptest.snapshot import Snapshot
-from hf_exptest.stage import Stage
+from hf_exptest.stage import Rung, Stage
 
 
 def plain_state(trainer):
@@ -162,6 +162,25 @@ def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
     assert trainer.state.global_step == 40
     with pytest.raises(ValueError, match="train_dataset=OneShot can be read only once"):
         find_learning_rate(make_trainer(tmp_path, [], model=language_model(), data=OneShot()))
+
+
+def test_inconclusive_search_falls_back_by_name(tmp_path, monkeypatch):
+    rung = Rung(1e-3, 24, [0.0] * 24, [0.0] * 24, [1.01, 0.99, 1.02], 1.0)
+    search = LearningRateSearch(1e-3, 1e-2, [1.0, 1.0, 1.0], [rung], 40, 24, 0.1)
+    assert not search.is_conclusive
+    monkeypatch.setattr("hf_exptest.callback.search_learning_rate", lambda trainer, config: search)
+    callback = ExpTestCallback()
+    make_trainer(tmp_path, [callback], learning_rate=2e-4).train()
+    start = callback.history[0]
+    assert (start["test"], start["phase"], start["learning_rate"]) == ("training_arguments", "detect", 2e-4)
+
+
+def test_run_shorter_than_its_rehearsals(tmp_path):
+    callback = ExpTestCallback()
+    make_trainer(tmp_path, [callback], max_steps=8).train()
+    assert callback.search.is_conclusive
+    assert {rung.num_steps for rung in callback.search.rungs} == {24, 48}
+    assert 1e-3 < callback.search.learning_rate < 1.0
 
 
 def test_empty_data_is_named(tmp_path):
