@@ -18,6 +18,8 @@ TUNE = "tune"
 # Both tests spend up to three parameters and need one point more.
 MIN_WINDOW = 4
 STATE_VERSION = 1
+# An upper bound is meant to be lowered, so DETECT asks after a quarter of a window; each decay then lengthens it.
+_DETECT_SHARE = 0.25
 
 
 def paper_window(initial_loss: float, learning_rate: float) -> int:
@@ -180,7 +182,8 @@ class ExpTestController:
             initial_loss = math.nan if self._initial_loss is None else self._initial_loss
             return paper_window(initial_loss, self.learning_rate)
         assert self.num_training_steps is not None
-        length = self.config.window * self.num_training_steps / self.config.beta**self._num_decays
+        share = self.config.window * (_DETECT_SHARE if self.phase == DETECT else 1)
+        length = share * self.num_training_steps / self.config.beta**self._num_decays
         room = self._end_step - step
         return min(max(MIN_WINDOW, round(length)), room) if room >= MIN_WINDOW else math.inf
 

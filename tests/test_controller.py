@@ -155,6 +155,19 @@ def test_tune_decays_on_a_flat_loss_and_windows_grow():
     assert controller.learning_rate == 0.125
 
 
+def test_detect_asks_sooner_than_tune():
+    config = ExpTestConfig(warmup=0.0, cooldown=0.0, window=0.4, beta=0.5)
+    controller = ExpTestController(config, learning_rate=1.0, num_training_steps=200)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(140)
+    run(controller, noise + np.concatenate([np.full(20, 2.0), 2 * np.exp(-np.arange(120) / 40)]))
+    assert [(e["window"], e["phase"], e["decision"]) for e in controller.history] == [
+        (20, DETECT, "decay"),
+        (40, DETECT, "detected"),
+    ]
+    # TUNE's window would be 80 steps, twice as long after a decay, but only 140 of 200 were left.
+    assert controller.observations_until_test == 200 - 140
+
+
 def test_no_test_in_warmup_or_cooldown_and_windows_fit_between():
     config = ExpTestConfig(warmup=0.1, cooldown=0.2, window=0.3)
     controller = ExpTestController(config, learning_rate=1.0, num_training_steps=100, phase=TUNE)
