@@ -135,7 +135,8 @@ class ExpTestScheduler(LRScheduler):
             self._meter.record()
         if len(self._buffer) >= min(CHECK_INTERVAL, self._controller.observations_until_test):
             self.flush()
-        self._apply()
+        else:
+            self._apply()
 
     def flush(self) -> None:
         """Hand all buffered losses to the controller. With several processes, all of them must call it together."""
@@ -143,6 +144,7 @@ class ExpTestScheduler(LRScheduler):
             has_window_ended = self._controller.observe(loss, None if self._meter is None else self._meter.ratio)
             if self._meter is not None and has_window_ended:
                 self._meter.reset()
+        self._apply()
 
     def _drain(self) -> list[float]:
         buffer, self._buffer = self._buffer, []
