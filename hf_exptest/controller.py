@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from .config import ExpTestConfig
@@ -216,11 +215,12 @@ class ExpTestController:
 
     def _test(self) -> tuple[str, float]:
         """Name and p-value of the phase's test on the window; a window cut short by divergence is rejected."""
-        is_cut_short = len(self._losses) < MIN_WINDOW
+        name = "exponential_decay" if self.phase == DETECT else "slope"
+        if len(self._losses) < MIN_WINDOW:
+            return name, 1.0
         if self.phase == DETECT:
-            return "exponential_decay", 1.0 if is_cut_short else exponential_decay_test(self._losses).p_value
-        test = partial(slope_test, autocorrelation=self.config.autocorrelation)
-        return "slope", 1.0 if is_cut_short else test(self._losses).p_value
+            return name, exponential_decay_test(self._losses).p_value
+        return name, slope_test(self._losses, autocorrelation=self.config.autocorrelation).p_value
 
     def _record(self, test: str, p_value: float | None, decision: str) -> None:
         self.history.append(

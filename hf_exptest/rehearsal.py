@@ -167,7 +167,7 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     The search inside a running `train()`, after the optimizer is made and before the first step.
 
     Rates are tried from the bound downwards by `beta`, each as a miniature of the whole schedule on the same cached
-    batches from the same weights. The ladder ends when the loss on held-out batches gets significantly worse. The best
+    batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. The best
     rates are rehearsed again at twice the length, and the vertices of the two parabolas in log rate are extrapolated
     to the length of the run. Everything is put back, also after an exception.
     """
@@ -201,7 +201,7 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
 
 
 def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Rung]:
-    """Rehearse from the bound downwards until it gets significantly worse; climb first if the bound itself wins."""
+    """Rehearse from the bound downwards until it gets noticeably worse; then climb, if the bound itself is best."""
     rungs = [stage.rehearse(bound, num_steps)]
     while len(rungs) < _MAX_RUNGS:
         best = _best(rungs, stage.untouched, config.alpha)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -166,13 +166,8 @@ class ExpTestScheduler(LRScheduler):
         self.last_epoch = 0
 
     def _apply(self) -> None:
-        self._last_lr = []
-        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-            self._last_lr.append(rate)
+        self._last_lr = self.get_lr()
+        set_learning_rates(self.optimizer, self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
         """State that `torch.load(weights_only=True)` accepts: plain values, and tensors for the path."""
@@ -210,6 +205,15 @@ class ExpTestScheduler(LRScheduler):
         if self._meter is not None and state_dict["path"] is not None:
             self._meter.load_state_dict(state_dict["path"])
         self._apply()
+
+
+def set_learning_rates(optimizer: Optimizer, rates: Sequence[float | torch.Tensor]) -> None:
+    """Give each parameter group its rate, in place where the rate is a tensor that a compiled step may hold."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -18,6 +18,7 @@ from .bounds import ray_bound
 from .config import ExpTestConfig
 from .controller import schedule_factor
 from .loss_signal import mean_over_processes
+from .scheduler import set_learning_rates
 from .snapshot import Snapshot
 from .statistics import exponential_decay_test
 
@@ -141,11 +142,7 @@ class Stage:
         return Rung(learning_rate, num_steps, times, curve, ends, p_value)
 
     def _set_rate(self, rate: float) -> None:
-        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate * ratio)
-            else:
-                group["lr"] = rate * ratio
+        set_learning_rates(self._optimizer, [rate * ratio for ratio in self._ratios])
 
     def _step(self, batch: tuple[list[Any], Any]) -> float:
         """One optimizer step as the Trainer makes it; returns the global loss."""
