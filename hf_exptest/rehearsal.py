@@ -24,15 +24,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Miniatures shorter than this order the rates by their first steps rather than by where they lead.
-MIN_STEPS = 24
-# One round of about five short miniatures and one of three that are twice as long.
-_STEPS_PER_SHORT_STEP = 5 + 3 * 2
+MIN_STEPS = 14
+# The long miniatures are this much longer: far enough for a drift to show above the noise of the vertices.
+STRETCH = 4
+# Seven short miniatures and three or four long ones.
+_STEPS_PER_SHORT_STEP = 7 + 3.5 * STRETCH
 _MAX_RUNGS = 10
 _MAX_CLIMBS = 3
 # Rates far too high all end on one plateau, whose rungs differ significantly but by next to nothing.
 _NOTICEABLE = 0.1
-# Two noisy vertices say little about a run many times longer: the rate moves on by a factor of two at most.
-_MAX_SHIFT = math.log(2)
+# Any rate small enough lowers the loss a little: a miniature that says something gains this share of it.
+_HELPFUL = 0.01
+# The best rate goes with this power of the length where the miniatures do not say: measured between 0.1 and -0.5, and
+# theory has it between 0 (the step size is limited by curvature and noise) and -1 (by the way still to go).
+_USUAL_DRIFT = -0.2
+_DRIFTS = -1.0, 0.5
+# A line through two noisy vertices is not followed further than to the next rate of a factor-3 grid.
+_MAX_SHIFT = math.log(3)
 
 
 @dataclass(frozen=True)
@@ -167,9 +175,10 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     The search inside a running `train()`, after the optimizer is made and before the first step.
 
     Rates are tried from the bound downwards by `beta`, each as a miniature of the whole schedule on the same cached
-    batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. The best
-    rates are rehearsed again at twice the length, and the vertices of the two parabolas in log rate are extrapolated
-    to the length of the run. Everything is put back, also after an exception.
+    batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. Miniatures
+    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, until one lies between two that are
+    worse. The vertex of the parabola in log rate through these three is moved on to the length of the run by the drift
+    between the two lengths. Everything is put back, also after an exception.
     """
     began = time.monotonic()
     num_training_steps = trainer.state.max_steps
@@ -179,16 +188,27 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
         Snapshot(trainer) as snapshot,
         # The total is what a ladder of usual height takes.
         tqdm(
-            desc="ExpTest search", unit="step", total=_STEPS_PER_SHORT_STEP * short, disable=is_quiet, leave=False
+            desc="ExpTest search",
+            unit="step",
+            total=round(_STEPS_PER_SHORT_STEP * short),
+            disable=is_quiet,
+            leave=False,
         ) as progress,
     ):
         progress.set_postfix_str("bound along the first update")
-        stage = Stage(trainer, snapshot, config, num_batches=2 * short + NUM_EVAL_BATCHES, progress=progress)
+        stage = Stage(trainer, snapshot, config, num_batches=STRETCH * short + NUM_EVAL_BATCHES, progress=progress)
         bound = stage.bound()
         rungs = _descend(stage, bound, short, config)
+        budget = max(config.search_budget * num_training_steps, _STEPS_PER_SHORT_STEP * short)
         best = _best(rungs, stage.untouched, config.alpha)
-        longer = _rehearse_around(stage, best, rungs, 2 * short, config)
-    rate = _extrapolate(rungs, longer, stage.untouched, num_training_steps, config)
+        if _is_helpful(best, stage.untouched, config.alpha):
+            rungs += _halve_gaps(stage, best, config)
+            start, factor = _vertex(rungs, stage.untouched), math.sqrt(config.beta)
+        else:
+            # Too short to learn anything: the long miniatures look for the valley themselves, below the bound.
+            start, factor = bound * config.beta, config.beta
+        longer = _walk(stage, start, factor, STRETCH * short, config.alpha, budget)
+    rate = _extrapolate(rungs, longer, stage.untouched, num_training_steps)
     return LearningRateSearch(
         learning_rate=rate,
         upper_bound=bound,
@@ -201,12 +221,12 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
 
 
 def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Rung]:
-    """Rehearse from the bound downwards until it gets noticeably worse; then climb, if the bound itself is best."""
+    """Rehearse from the bound downwards until it gets noticeably worse or idle, and climb if the bound is best."""
     rungs = [stage.rehearse(bound, num_steps)]
     while len(rungs) < _MAX_RUNGS:
         best = _best(rungs, stage.untouched, config.alpha)
         lowest = min(rungs, key=lambda rung: rung.learning_rate)
-        if _is_clearly_worse(lowest, best, stage.untouched, config.alpha):
+        if _is_clearly_worse(lowest, best, stage.untouched, config.alpha) or _is_idle(lowest, stage.untouched):
             break
         rungs.append(stage.rehearse(lowest.learning_rate * config.beta, num_steps))
     for _ in range(_MAX_CLIMBS):
@@ -218,27 +238,27 @@ def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) 
     return rungs
 
 
-def _rehearse_around(
-    stage: Stage, best: Rung, rungs: Sequence[Rung], num_steps: int, config: ExpTestConfig
-) -> list[Rung]:
-    """Rehearse the best rate and its neighbours at another length, and go on towards the side that wins."""
-    longer = {best.learning_rate: stage.rehearse(best.learning_rate, num_steps)}
-    rates = sorted(rung.learning_rate for rung in rungs)
-    place = rates.index(best.learning_rate)
-    for neighbour in rates[max(0, place - 1) : place] + rates[place + 1 : place + 2]:
-        longer[neighbour] = stage.rehearse(neighbour, num_steps)
-    for _ in range(_MAX_CLIMBS):
-        winner = min(longer.values(), key=lambda rung: rung.end_loss)
-        if winner.learning_rate not in (min(longer), max(longer)):
-            break
-        others = [rung for rung in longer.values() if rung is not winner]
-        nearest = min(others, key=lambda rung: abs(math.log(rung.learning_rate / winner.learning_rate)))
-        if not _is_lower(winner.end_losses, nearest.end_losses, config.alpha):
-            break
-        factor = config.beta if winner.learning_rate == min(longer) else 1 / config.beta
-        candidate = winner.learning_rate * factor
-        longer[candidate] = stage.rehearse(candidate, num_steps)
-    return list(longer.values())
+def _halve_gaps(stage: Stage, best: Rung, config: ExpTestConfig) -> list[Rung]:
+    """Rehearse the two rates by half a step of the ladder from `best`."""
+    factor = math.sqrt(config.beta)
+    return [stage.rehearse(best.learning_rate * f, best.num_steps) for f in (factor, 1 / factor)]
+
+
+def _walk(stage: Stage, start: float, factor: float, num_steps: int, alpha: float, budget: float) -> list[Rung]:
+    """Rehearse `start` and the rate below it by `factor`, and go on towards the better side until it gets worse."""
+    rungs = [stage.rehearse(start * factor, num_steps), stage.rehearse(start, num_steps)]
+    while True:
+        winner = min(rungs, key=lambda rung: rung.end_loss)
+        if winner not in (rungs[0], rungs[-1]):
+            return rungs
+        neighbour = rungs[1] if winner is rungs[0] else rungs[-2]
+        is_affordable = stage.num_steps + num_steps <= budget
+        if len(rungs) > 2 and not (is_affordable and _is_lower(winner.end_losses, neighbour.end_losses, alpha)):
+            return rungs
+        if winner is rungs[0]:
+            rungs.insert(0, stage.rehearse(winner.learning_rate * factor, num_steps))
+        else:
+            rungs.append(stage.rehearse(winner.learning_rate / factor, num_steps))
 
 
 def _best(rungs: Sequence[Rung], untouched: Sequence[float], alpha: float) -> Rung:
@@ -253,6 +273,18 @@ def _is_clearly_worse(rung: Rung, best: Rung, untouched: Sequence[float], alpha:
         return False
     gain = float(np.mean(untouched)) - best.end_loss
     return rung.end_loss - best.end_loss > _NOTICEABLE * gain
+
+
+def _is_helpful(rung: Rung, untouched: Sequence[float], alpha: float) -> bool:
+    """Whether `rung` lowers the loss of the untouched model significantly and noticeably."""
+    loss = float(np.mean(untouched))
+    return _is_lower(rung.end_losses, untouched, alpha) and loss - rung.end_loss > _HELPFUL * abs(loss)
+
+
+def _is_idle(rung: Rung, untouched: Sequence[float]) -> bool:
+    """Whether `rung` leaves the loss where it was, so that lower rates would too."""
+    loss = float(np.mean(untouched))
+    return abs(rung.end_loss - loss) < _HELPFUL * abs(loss)
 
 
 def _is_lower(losses: Sequence[float], others: Sequence[float], alpha: float) -> bool:
@@ -289,25 +321,28 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(x[place] - slope / (2 * curvature))) if curvature > 0 else float(np.exp(x[place]))
 
 
-def _extrapolate(
-    short: Sequence[Rung],
-    longer: Sequence[Rung],
-    untouched: Sequence[float],
-    num_training_steps: int,
-    config: ExpTestConfig,
-) -> float:
-    """The vertex of the longer rehearsals, moved on linearly in log length to the length of the run."""
+def _vertex(rungs: Sequence[Rung], untouched: Sequence[float]) -> float:
     ceiling = float(np.mean(untouched))
-    vertices = [
-        vertex([r.learning_rate for r in rungs], [_capped(r.end_loss, ceiling) for r in rungs])
-        for rungs in (short, longer)
-    ]
+    return vertex([rung.learning_rate for rung in rungs], [_capped(rung.end_loss, ceiling) for rung in rungs])
+
+
+def _extrapolate(
+    short: Sequence[Rung], longer: Sequence[Rung], untouched: Sequence[float], num_training_steps: int
+) -> float:
+    """
+    The vertex of the longer rehearsals, moved on to the length of the run by a power of the length.
+
+    The power measured between the two lengths counts as much as the short rehearsals gain of what the long ones do,
+    the usual power counts for the rest: short ones that learn next to nothing have no opinion.
+    """
+    ceiling = float(np.mean(untouched))
+    gains = [ceiling - min(_capped(rung.end_loss, ceiling) for rung in rungs) for rungs in (short, longer)]
+    weight = min(1.0, gains[0] / gains[1]) if gains[1] > 0 else 0.0
+    vertices = [_vertex(rungs, untouched) for rungs in (short, longer)]
     lengths = short[0].num_steps, longer[0].num_steps
-    drift = math.log(vertices[1] / vertices[0])
-    if abs(drift) > -math.log(config.beta):
-        # The two lengths found different valleys; a line through both would lead nowhere.
-        return vertices[1]
-    shift = drift * math.log(max(1.0, num_training_steps / lengths[1])) / math.log(lengths[1] / lengths[0])
+    measured = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
+    drift = weight * min(_DRIFTS[1], max(_DRIFTS[0], measured)) + (1 - weight) * _USUAL_DRIFT
+    shift = drift * math.log(max(1.0, num_training_steps / lengths[1]))
     return vertices[1] * math.exp(min(_MAX_SHIFT, max(-_MAX_SHIFT, shift)))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from .snapshot import Snapshot
 from .statistics import exponential_decay_test
 
 NUM_EVAL_BATCHES = 12
+# Adam needs some steps of warm-up to bear a high rate, however long the run: a miniature keeps those of the run, up to
+# this share of its own length.
+_MAX_WARMUP = 0.3
 # A miniature whose loss stays above twice the untouched model's for this many steps will not come back.
 _PATIENCE = 4
 
@@ -105,7 +109,7 @@ class Stage:
 
         def loss_along(distance: float) -> float:
             self._snapshot.move_along(direction, distance)
-            return float(np.mean(self._evaluate(self._train_batches[:4])))
+            return float(np.mean(self._evaluate(self._train_batches[:1])))
 
         bound = ray_bound(loss_along)
         self._snapshot.reset_training()
@@ -118,12 +122,13 @@ class Stage:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
         self._snapshot.reset_training()
         self._snapshot.reset_random()
+        shape = _miniature(self._config, num_steps, self._trainer.state.max_steps)
         curve: list[float] = []
         rates: list[float] = []
         num_high = 0
         for step in range(num_steps):
             place = step % len(self._train_batches)
-            rate = learning_rate * schedule_factor(self._config, step, num_steps)
+            rate = learning_rate * schedule_factor(shape, step, num_steps)
             self._set_rate(rate)
             loss = self._step(self._train_batches[place])
             untouched = self._untouched_curve[place]
@@ -178,6 +183,12 @@ class Stage:
     def _reduce(self, losses: list[torch.Tensor]) -> list[float]:
         stacked = torch.stack([loss.detach() for loss in losses])
         return [float(x) for x in (stacked if self._mean is None else self._mean(stacked)).tolist()]
+
+
+def _miniature(config: ExpTestConfig, num_steps: int, num_training_steps: int) -> ExpTestConfig:
+    """The shape of the run in `num_steps` steps: the same shares, but as many steps of warm-up as fit."""
+    share = min(config.warmup * num_training_steps / num_steps, _MAX_WARMUP, 1 - config.cooldown)
+    return dataclasses.replace(config, warmup=max(config.warmup, share))
 
 
 def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -109,7 +109,7 @@ def test_search_reports_its_rungs_and_costs(tmp_path):
     search = find_learning_rate(trainer)
     lengths = {rung.num_steps for rung in search.rungs}
     assert len(lengths) == 2
-    assert max(lengths) == 2 * min(lengths) == 48
+    assert max(lengths) == 4 * min(lengths) == 56
     assert search.num_steps == 1 + sum(len(rung.curve) for rung in search.rungs)
     assert search.seconds > 0
     tried = [rung.learning_rate for rung in search.rungs]
@@ -127,7 +127,7 @@ def test_search_reports_its_rungs_and_costs(tmp_path):
 
 def test_search_budget_lengthens_the_miniatures(tmp_path):
     search = find_learning_rate(make_trainer(tmp_path, [], max_steps=4000), ExpTestConfig(search_budget=0.15))
-    assert {rung.num_steps for rung in search.rungs} == {55, 110}
+    assert {rung.num_steps for rung in search.rungs} == {28 + 1, 4 * 29}
     assert search.num_steps <= 0.2 * 4000
 
 
@@ -179,7 +179,7 @@ def test_run_shorter_than_its_rehearsals(tmp_path):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], max_steps=8).train()
     assert callback.search.is_conclusive
-    assert {rung.num_steps for rung in callback.search.rungs} == {24, 48}
+    assert {rung.num_steps for rung in callback.search.rungs} == {14, 56}
     assert 1e-3 < callback.search.learning_rate < 1.0
 
 

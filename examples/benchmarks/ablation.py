@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What each part of the default preset is worth: one JSON line a run, and a table of them.
+What each part of the default preset is worth, against a grid of learning rates: one JSON line a run, and two tables.
 
-    python -m examples.benchmarks.ablation --data DATA --tasks characters --seeds 0 1 2 --out ablation.jsonl
+    python -m examples.benchmarks.ablation --data DATA --out ablation.jsonl
+    python -m examples.benchmarks.ablation --data DATA --out ablation.jsonl --tasks trec --parts default grid
 
-A run that the file already holds is not made again.
+A run that the file already holds is not made again. The schedules start from the rate that the default found on the
+same task and seed. The searches only search; the metric beside each rate is read off the grid's runs on that seed,
+linearly in the logarithm of the rate.
 """
 
 from __future__ import annotations
@@ -15,110 +18,199 @@ import argparse
 import json
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_exptest import ExpTestCallback
+from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
+from hf_exptest.rehearsal import vertex
 
-from .tasks import METRICS, NUM_STEPS, make_trainer
+from .tasks import GRIDS, IS_HIGHER_BETTER, METRICS, NUM_STEPS, make_trainer
 
-# Settings of ExpTest, or, where there is a learning rate, a baseline: warm-up over 10 % and linear decay.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "linear decay": {"cooldown": 0.9},
-    "windows of 10 %": {"window": 0.1},
-    "beta 1/2": {"beta": 0.5},
-    **{f"grid {rate:g}": {"grid": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)},
+# Training from the rate that the default found; a window of 0.9 without cool-down tests at the last step only.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "search only": {"cooldown": 0.0, "window": 0.9},
+    "search, TUNE": {"cooldown": 0.0, "window": 0.1},
+    "search, TUNE, cool-down": {"window": 0.1},
+    "search, TUNE with path correction, cool-down": {"window": 0.1, "window_correction": True},
+    "search, linear decay": {"cooldown": 0.9},
 }
+# Settings of the search, and the constants of the method that it replaces.
+SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "14 and 56 steps": ({}, {}),
+    "12 and 24 steps": ({}, {"MIN_STEPS": 12, "STRETCH": 2}),
+    "24 and 48 steps": ({}, {"MIN_STEPS": 24, "STRETCH": 2}),
+    "48 and 96 steps": ({}, {"MIN_STEPS": 48, "STRETCH": 2}),
+    "beta 1/2": ({"beta": 0.5}, {}),
+    "constant rates": ({"warmup": 0.0, "cooldown": 0.0}, {}),
+}
+PARTS = ["grid", "default", *SCHEDULES, *SEARCHES]
+Row = dict[str, Any]
 
 
-def run(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
-    """Train once; everything that the table needs, as plain values."""
-    settings = dict(VARIANTS[variant])
-    rate = settings.pop("grid", None)
-    callback = ExpTestCallback(**settings)
+def train(task: str, seed: int, data: Path, callback: ExpTestCallback | None, **arguments: Any) -> Row:
+    """Train once; the metric and what was decided."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            task,
-            data,
-            seed,
-            NUM_STEPS[task],
-            folder,
-            [callback] if rate is None else [],
-            **({} if rate is None else {"learning_rate": rate, "warmup_steps": NUM_STEPS[task] // 10}),
-        )
+        callbacks = [] if callback is None else [callback]
+        trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, callbacks, **arguments)
         trainer.train()
         metric = trainer.evaluate()[METRICS[task]]
-    search = callback.search
-    return {
-        "task": task,
-        "variant": variant,
-        "seed": seed,
+    history = [] if callback is None else callback.history
+    row = {
         "metric": metric,
-        "learning_rate": rate if search is None else search.learning_rate,
-        "search_steps": 0 if search is None else search.num_steps,
-        "search_seconds": 0.0 if search is None else round(search.seconds, 1),
+        "decays": sum(entry["decision"] == "decay" for entry in history),
         "seconds": round(time.monotonic() - began, 1),
-        "decays": sum(entry["decision"] == "decay" for entry in callback.history),
-        "rungs": []
-        if search is None
-        else [(rung.learning_rate, rung.num_steps, rung.end_loss, rung.p_value) for rung in search.rungs],
-        "torch": torch.__version__,
+    }
+    return row if callback is None or callback.search is None else row | search_row(callback.search)
+
+
+def search(task: str, seed: int, data: Path, settings: dict[str, Any], constants: dict[str, Any]) -> Row:
+    """Search once, without training."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple("hf_exptest.rehearsal", **constants):
+        trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, [])
+        return search_row(find_learning_rate(trainer, ExpTestConfig(**settings)))
+
+
+def search_row(found: LearningRateSearch) -> Row:
+    """The rate found, what simpler rules would have made of the same rehearsals, and the cost."""
+    longest = max(rung.num_steps for rung in found.rungs)
+    longer = [rung for rung in found.rungs if rung.num_steps == longest]
+    untouched = mean(found.untouched_losses)
+    rates = [rung.learning_rate for rung in longer]
+    return {
+        "learning_rate": found.learning_rate,
+        "winner": min(longer, key=lambda rung: rung.end_loss).learning_rate,
+        "vertex": vertex(rates, [min(rung.end_loss, untouched) for rung in longer]),
+        "search_steps": found.num_steps,
+        "search_seconds": round(found.seconds, 1),
+        "rungs": [(rung.learning_rate, rung.num_steps, rung.end_loss, rung.p_value) for rung in found.rungs],
+        "untouched": untouched,
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean, and each seed, of the metric, with the rate and the cost of the search."""
-    groups = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["task"], row["variant"], row["seed"])):
-        groups[row["task"], row["variant"]].append(row)
+def run(task: str, seed: int, part: str, data: Path, rows: Sequence[Row]) -> list[Row]:
+    """All that belongs to one part, as plain values."""
+    if part == "grid":
+        return [
+            {"part": f"grid {rate:g}", "learning_rate": rate}
+            | train(task, seed, data, None, learning_rate=rate, warmup_steps=NUM_STEPS[task] // 10)
+            for rate in GRIDS[task]
+        ]
+    if part == "default":
+        return [{"part": part} | train(task, seed, data, ExpTestCallback())]
+    if part in SEARCHES:
+        return [{"part": part} | search(task, seed, data, *SEARCHES[part])]
+    (default,) = select(rows, task, "default", seed)
+    rate = default["learning_rate"]
+    callback = ExpTestCallback(learning_rate=rate, **SCHEDULES[part])
+    return [{"part": part, "learning_rate": rate} | train(task, seed, data, callback)]
+
+
+def select(rows: Sequence[Row], task: str, part: str, seed: int) -> list[Row]:
+    """The rows of one part; those of a whole grid for `"grid"`."""
+    return [
+        row
+        for row in rows
+        if (row["task"], row["seed"]) == (task, seed) and (row["part"] == part or row["part"].split()[0] == part)
+    ]
+
+
+def best_rate(rows: Sequence[Row], task: str, seeds: Sequence[int]) -> float:
+    """The rate of the grid whose mean over the seeds is best."""
+    means = {
+        rate: mean(row["metric"] for seed in seeds for row in select(rows, task, f"grid {rate:g}", seed))
+        for rate in GRIDS[task]
+    }
+    return (max if IS_HIGHER_BETTER[task] else min)(means, key=lambda rate: means[rate])
+
+
+def quality_table(rows: Sequence[Row], tasks: Sequence[str], seeds: Sequence[int], parts: Sequence[str]) -> str:
+    """Markdown: the metric of every run, with the rate relative to the best of the grid and the cost of the search."""
     lines = [
-        "| task | variant | mean | by seed | learning rates | decays | search steps | search seconds |",
+        "| task | part | mean | by seed | learning rates | decays | search steps | search seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (task, variant), group in groups.items():
-        cells = [
-            task,
-            variant,
-            f"{mean(r['metric'] for r in group):.4f}",
-            " ".join(f"{r['metric']:.3f}" for r in group),
-            " ".join(f"{r['learning_rate']:.2g}" for r in group),
-            " ".join(str(r["decays"]) for r in group),
-            f"{mean(r['search_steps'] for r in group):.0f}",
-            f"{mean(r['search_seconds'] for r in group):.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    for task in tasks:
+        grid = [f"grid {rate:g}" for rate in GRIDS[task]] if "grid" in parts else []
+        for part in [*grid, *(part for part in parts if part != "grid" and part not in SEARCHES)]:
+            group = [row for seed in seeds for row in select(rows, task, part, seed)]
+            cells = [
+                f"{task}, {NUM_STEPS[task]} steps",
+                part,
+                f"{mean(row['metric'] for row in group):.3f}",
+                " ".join(f"{row['metric']:.3f}" for row in group),
+                " ".join(f"{row['learning_rate']:.2g}" for row in group),
+                " ".join(str(row["decays"]) for row in group),
+                f"{mean(row.get('search_steps', 0) for row in group):.0f}",
+                f"{mean(row.get('search_seconds', 0) for row in group):.0f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def search_table(rows: Sequence[Row], tasks: Sequence[str], seeds: Sequence[int], parts: Sequence[str]) -> str:
+    """Markdown: for each search and rule, its rates over the grid's best, and the metric that the grid has there."""
+    lines = [
+        "| task | search | rule | rate / best rate of the grid | metric there | search steps | search seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        best = best_rate(rows, task, seeds)
+        for part in (part for part in parts if part in SEARCHES):
+            group = {seed: row for seed in seeds for row in select(rows, task, part, seed)}
+            for rule, key in (("winner", "winner"), ("vertex", "vertex"), ("moved on", "learning_rate")):
+                metrics = []
+                for seed, row in group.items():
+                    grid = select(rows, task, "grid", seed)
+                    order = np.argsort([r["learning_rate"] for r in grid])
+                    x = np.log([grid[i]["learning_rate"] for i in order])
+                    metrics.append(float(np.interp(np.log(row[key]), x, [grid[i]["metric"] for i in order])))
+                cells = [
+                    task,
+                    part,
+                    rule,
+                    " ".join(f"{row[key] / best:.2g}" for row in group.values()),
+                    f"{mean(metrics):.3f}",
+                    f"{mean(row['search_steps'] for row in group.values()):.0f}",
+                    f"{mean(row['search_seconds'] for row in group.values()):.0f}",
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Make the runs that are missing, then print the table."""
+    """Make the runs that are missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets, see tasks.py")
     parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS))
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
     options = parser.parse_args()
     logging.set_verbosity_error()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(row["task"], row["variant"], row["seed"]) for row in rows}
     for task in options.tasks:
         for seed in options.seeds:
-            for variant in options.variants:
-                if (task, variant, seed) in done:
+            # The schedules need the rate of the default: PARTS has them in that order.
+            for part in (part for part in PARTS if part in options.parts):
+                if select(rows, task, part, seed):
                     continue
-                row = run(task, variant, seed, options.data)
-                rows.append(row)
+                made = run(task, seed, part, options.data, rows)
+                made = [{"task": task, "seed": seed, "torch": torch.__version__} | row for row in made]
+                rows += made
                 with options.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-    print(table(rows))
+                    file.writelines(json.dumps(row) + "\n" for row in made)
+    print(quality_table(rows, options.tasks, options.seeds, options.parts))
+    if any(part in SEARCHES for part in options.parts):
+        print()
+        print(search_table(rows, options.tasks, options.seeds, options.parts))
 
 
 if __name__ == "__main__":

