@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from .config import ExpTestConfig
-from .loss_signal import LossSignal, mean_over_processes
+from .loss_signal import LossSignal
 from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
 from .scheduler import ExpTestScheduler, check_optimizer
 from .training_args import ExpTestArgumentsMixin
@@ -118,7 +118,7 @@ class ExpTestCallback(TrainerCallback):
             chosen,
             self.config,
             num_training_steps,
-            reduce=mean_over_processes(trainer.accelerator),
+            accelerator=trainer.accelerator,
         )
         # DeepSpeed asks for another one, through a copy of a Trainer that has its stand-in already.
         if trainer.lr_scheduler is None:

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from accelerate import Accelerator
 
 
 class LossSignal:
@@ -35,10 +32,3 @@ class LossSignal:
         """The sum since the last call, or `None` if nothing was added."""
         loss, self._sum = self._sum, None
         return loss
-
-
-def mean_over_processes(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """All-reduce for a tensor of losses through Accelerate, or `None` where there is one process."""
-    if accelerator.num_processes == 1:
-        return None
-    return lambda losses: accelerator.reduce(losses.to(accelerator.device), reduction="mean")

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 class PathMeter:
@@ -17,7 +19,7 @@ class PathMeter:
 
     For SGD at a constant rate this is the paper's `sum |g_t| / |sum g_t|`, since each step moves by `-eta * g_t`. The
     path is defined for every optimizer, needs no gradient, and is estimated on a sample, so that no buffer is as large
-    as the model.
+    as the model. Sharded parameters are sampled shard by shard, without communication.
 
     Args:
         parameters (iterable of `torch.Tensor`): the trained parameters.
@@ -36,50 +38,69 @@ class PathMeter:
             None
             if share == 1.0
             else torch.randint(p.numel(), (math.ceil(share * p.numel()),), generator=generator).to(p.device)
-            for p in self._parameters
+            for p in map(_local, self._parameters)
         ]
         self.reset()
 
     def reset(self) -> None:
         """Begin a new path at the present parameters."""
         self._start = self._last = self._sample()
-        self._length = [torch.zeros((), device=x.device) for x in self._start[:1]]
+        self._pending: list[torch.Tensor] = []
+        self._length = self._displacement = 0.0
 
     def record(self) -> None:
         """Add the step from the last recorded parameters to the present ones. No device-to-host copy."""
-        if not self._parameters:
-            return
         current = self._sample()
-        self._length[0] = self._length[0] + _distance(current, self._last)
+        self._pending.append(_squared_distance(current, self._last))
         self._last = current
 
+    def partial_sums(self) -> list[torch.Tensor]:
+        """
+        Squared length of each step that `take` has not had yet, and of the displacement, as this process sees them.
+        Their mean over processes gives the right ratio for replicated parameters, and for sharded ones, where sums of
+        squares add.
+        """
+        return [*self._pending, _squared_distance(self._last, self._start)]
+
+    def take(self, sums: Sequence[float]) -> None:
+        """Take back what `partial_sums` gave, as numbers, and after reduction where there are several processes."""
+        self._length += sum(math.sqrt(x) for x in sums[:-1])
+        self._displacement = math.sqrt(sums[-1])
+        self._pending = []
+
     def ratio(self) -> float:
-        """Path length over net displacement, at least 1; 1 where nothing moved. Copies one number to the host."""
-        if not self._parameters:
+        """Path length over net displacement of what `take` had, at least 1; 1 where nothing moved."""
+        if self._length == 0:
             return 1.0
-        length = self._length[0]
-        ratio = torch.where(length > 0, length / _distance(self._last, self._start), 1.0).item()
-        return max(1.0, ratio)
+        return max(1.0, self._length / self._displacement) if self._displacement > 0 else math.inf
 
-    def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """The path so far, as tensors."""
-        return {"start": self._start, "last": self._last, "length": self._length}
+    def state_dict(self) -> dict[str, Any]:
+        """The path so far, as tensors and numbers."""
+        return {
+            "start": self._start,
+            "last": self._last,
+            "pending": [float(x) for x in self._pending],
+            "length": self._length,
+            "displacement": self._displacement,
+        }
 
-    def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the path of `state_dict`."""
-        for name, here in (("start", self._start), ("last", self._last), ("length", self._length)):
+        for name, here in (("start", self._start), ("last", self._last)):
             shapes = [tuple(x.shape) for x in here], [tuple(x.shape) for x in state[name]]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"The saved path has {name} of shapes {shapes[1]}, these parameters {shapes[0]}.")
         self._start = [x.to(y.device) for x, y in zip(state["start"], self._start, strict=True)]
         self._last = [x.to(y.device) for x, y in zip(state["last"], self._last, strict=True)]
-        self._length = [x.to(y.device) for x, y in zip(state["length"], self._length, strict=True)]
+        self._pending = [torch.tensor(x) for x in state["pending"]]
+        self._length = state["length"]
+        self._displacement = state["displacement"]
 
     @torch.no_grad()
     def _sample(self) -> list[torch.Tensor]:
         values = [
-            p.detach().flatten() if index is None else p.detach().flatten()[index]
-            for p, index in zip(self._parameters, self._indices, strict=True)
+            p.flatten() if index is None else p.flatten()[index]
+            for p, index in zip(map(_local, self._parameters), self._indices, strict=True)
         ]
         by_device: dict[torch.device, list[torch.Tensor]] = {}
         for value in values:
@@ -87,7 +108,14 @@ class PathMeter:
         return [torch.cat(group) for group in by_device.values()]
 
 
-def _distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
-    device = a[0].device
-    squares = [(x - y).square().sum().to(device) for x, y in zip(a, b, strict=True)]
-    return torch.stack(squares).sum().sqrt()
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a parameter that this process holds: all of it, unless it is a sharded `DTensor`."""
+    data = parameter.detach()
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def _squared_distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    if not a:
+        return torch.zeros(())
+    squares = [(x - y).square().sum().to(a[0].device) for x, y in zip(a, b, strict=True)]
+    return torch.stack(squares).sum()

@@ -208,7 +208,8 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
             # Too short to learn anything: the long miniatures look for the valley themselves, below the bound.
             start, factor = bound * config.beta, config.beta
         longer = _walk(stage, start, factor, STRETCH * short, config.alpha, budget)
-    rate = _extrapolate(rungs, longer, stage.untouched, num_training_steps)
+    # No search knows more than two digits; the rest would only differ with the number of processes.
+    rate = float(f"{_extrapolate(rungs, longer, stage.untouched, num_training_steps):.2g}")
     return LearningRateSearch(
         learning_rate=rate,
         upper_bound=bound,

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .config import ExpTestConfig
 from .controller import DETECT, TUNE, ExpTestController, schedule_factor
 from .path import PathMeter
+from .processes import check_agreement, mean_over_processes
 
 # Losses stay on the device for this many steps at most, so divergence is noticed within as many.
 CHECK_INTERVAL = 32
@@ -45,9 +47,10 @@ class ExpTestScheduler(LRScheduler):
         config ([`ExpTestConfig`], *optional*): the settings.
         num_training_steps (`int`, *optional*):
             Number of optimizer steps of the whole run. Needed unless the config is [`ExpTestConfig.paper`]'s.
-        reduce (`Callable`, *optional*):
-            Takes a 1-D tensor with this process's losses of many steps and returns their mean over all processes.
-            Not needed where `observe` already gets the global loss.
+        accelerator ([`~accelerate.Accelerator`], *optional*):
+            With several processes: `observe` then takes this process's loss, and the scheduler averages the losses of
+            many steps in one collective. Not needed where `observe` already gets the global loss. Construction is
+            collective too, and checks that all processes were given the same.
 
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
@@ -55,6 +58,7 @@ class ExpTestScheduler(LRScheduler):
 
     Raises:
         `ValueError`: for an optimizer that sets its own rates, or a first group without a positive `lr`.
+        `RuntimeError`: naming the ranks, on all processes alike, if these differ in settings or in a decision.
     """
 
     def __init__(
@@ -63,14 +67,14 @@ class ExpTestScheduler(LRScheduler):
         config: ExpTestConfig | None = None,
         num_training_steps: int | None = None,
         *,
-        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
         check_optimizer(optimizer)
         self.config = config if config is not None else ExpTestConfig()
         self.num_training_steps = num_training_steps
-        self._reduce = reduce
+        self._accelerator = accelerator
         self._pending: float | torch.Tensor | None = None
         self._buffer: list[float | torch.Tensor] = []
         super().__init__(optimizer)
@@ -83,6 +87,7 @@ class ExpTestScheduler(LRScheduler):
             phase=DETECT if rate is None or self.config.window is None else TUNE,
         )
         self._meter = PathMeter(_trained_parameters(optimizer)) if self.config.window_correction else None
+        self._agree()
         self._apply()
 
     @property
@@ -105,6 +110,7 @@ class ExpTestScheduler(LRScheduler):
             reason (`str`): where the rate comes from; becomes the first entry of `history`.
         """
         self._controller.start(learning_rate, DETECT if detect else TUNE, reason)
+        self._agree()
         self._apply()
 
     def observe(self, loss: float | torch.Tensor) -> None:
@@ -140,18 +146,32 @@ class ExpTestScheduler(LRScheduler):
 
     def flush(self) -> None:
         """Hand all buffered losses to the controller. With several processes, all of them must call it together."""
+        has_decided = False
         for loss in self._drain():
             has_window_ended = self._controller.observe(loss, None if self._meter is None else self._meter.ratio)
+            has_decided |= has_window_ended
             if self._meter is not None and has_window_ended:
                 self._meter.reset()
+        if has_decided:
+            self._agree()
         self._apply()
 
     def _drain(self) -> list[float]:
+        """The buffered losses, reduced together with the sums of the path: one collective, one copy to the host."""
         buffer, self._buffer = self._buffer, []
         if not buffer:
             return []
-        losses = _stack(buffer)
-        return [float(x) for x in (losses if self._reduce is None else self._reduce(losses)).tolist()]
+        is_measuring = self._meter is not None and self._controller.measures_path
+        sums = self._meter.partial_sums() if self._meter is not None and is_measuring else []
+        values = mean_over_processes(_stack([*buffer, *sums]), self._accelerator).tolist()
+        if self._meter is not None and is_measuring:
+            self._meter.take(values[len(buffer) :])
+        return values[: len(buffer)]
+
+    def _agree(self) -> None:
+        state = {**self._controller.state_dict(), "settings": [self.config.to_dict(), self.num_training_steps]}
+        del state["losses"], state["history"]
+        check_agreement(state, self._accelerator, f"at step {self._controller.step}")
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Rates of all groups for the next optimizer step."""

@@ -18,7 +18,7 @@ from transformers import Trainer
 from .bounds import ray_bound
 from .config import ExpTestConfig
 from .controller import schedule_factor
-from .loss_signal import mean_over_processes
+from .processes import fewest_over_processes, mean_over_processes
 from .scheduler import set_learning_rates
 from .snapshot import Snapshot
 from .statistics import exponential_decay_test
@@ -81,7 +81,6 @@ class Stage:
         self._model = trainer.model_wrapped
         self._snapshot = snapshot
         self._config = config
-        self._mean = mean_over_processes(trainer.accelerator)
         assert trainer.optimizer is not None
         self._optimizer = trainer.optimizer
         self._ratios = _group_ratios(self._optimizer)
@@ -182,7 +181,7 @@ class Stage:
 
     def _reduce(self, losses: list[torch.Tensor]) -> list[float]:
         stacked = torch.stack([loss.detach() for loss in losses])
-        return [float(x) for x in (stacked if self._mean is None else self._mean(stacked)).tolist()]
+        return [float(x) for x in mean_over_processes(stacked, self._trainer.accelerator).tolist()]
 
 
 def _miniature(config: ExpTestConfig, num_steps: int, num_training_steps: int) -> ExpTestConfig:
@@ -209,6 +208,8 @@ def _cache_batches(trainer: Trainer, num_batches: int) -> list[tuple[list[Any], 
     if hasattr(loader, "end"):
         # Accelerate counts a loader as active until its end; this one is left before it.
         loader.end()
+    # A process that has more batches than another would wait for it.
+    batches = batches[: fewest_over_processes(len(batches), trainer.accelerator)]
     if not batches:
         raise ValueError(f"train_dataset={type(trainer.train_dataset).__name__} is empty; ExpTest needs one batch.")
     return batches

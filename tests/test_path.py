@@ -22,6 +22,14 @@ def make_parameters(*shapes):
     return [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
 
 
+def ratio(*meters):
+    """What the scheduler does at the end of a window: the mean of the sums over all processes, each with a meter."""
+    sums = torch.stack([torch.stack(meter.partial_sums()) for meter in meters]).mean(0)
+    for meter in meters:
+        meter.take(sums.tolist())
+    return meters[0].ratio()
+
+
 def slow_ratio(steps):
     return (sum(step.norm() for step in steps) / sum(steps).norm()).item()
 
@@ -33,7 +41,7 @@ def test_equals_the_slow_ratio_when_measured_whole():
     for step in walk(parameters, 7):
         meter.record()
         steps.append(step)
-    assert meter.ratio() == pytest.approx(slow_ratio(steps), rel=1e-5)
+    assert ratio(meter) == pytest.approx(slow_ratio(steps), rel=1e-5)
 
 
 def test_sample_estimates_the_ratio_of_a_large_model():
@@ -43,9 +51,21 @@ def test_sample_estimates_the_ratio_of_a_large_model():
     for step in walk(parameters, 5):
         meter.record()
         steps.append(step)
-    assert meter.ratio() == pytest.approx(slow_ratio(steps), rel=0.05)
-    stored = sum(x.numel() for group in meter.state_dict().values() for x in group)
-    assert stored <= 2 * 10_003 + 1
+    assert ratio(meter) == pytest.approx(slow_ratio(steps), rel=0.05)
+    stored = sum(x.numel() for name in ("start", "last") for x in meter.state_dict()[name])
+    assert stored <= 2 * 10_003
+
+
+def test_shards_add_up_to_the_whole():
+    parameters = make_parameters((6, 4), (5,), (3,))
+    whole, *shards = [PathMeter(part) for part in (parameters, parameters[:1], parameters[1:], [])]
+    for i, _ in enumerate(walk(parameters, 9)):
+        for meter in (whole, *shards):
+            meter.record()
+        if i == 3:
+            ratio(whole), ratio(*shards)
+    assert ratio(*shards) == pytest.approx(ratio(whole), rel=1e-6)
+    assert shards[2].ratio() == shards[0].ratio() > 1.1
 
 
 def test_sgd_path_is_the_papers_gradient_ratio():
@@ -60,22 +80,22 @@ def test_sgd_path_is_the_papers_gradient_ratio():
         gradients.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
         optimizer.step()
         meter.record()
-    assert meter.ratio() == pytest.approx(slow_ratio(gradients), rel=1e-4)
+    assert ratio(meter) == pytest.approx(slow_ratio(gradients), rel=1e-4)
 
 
 def test_straight_path_resets_and_rest():
     (parameter,) = parameters = make_parameters((4,))
     meter = PathMeter(parameters)
-    assert meter.ratio() == 1.0
+    assert ratio(meter) == 1.0
     for _ in walk(parameters, 3):
         meter.record()
-    assert meter.ratio() > 1.5
+    assert ratio(meter) > 1.5
     meter.reset()
     for _ in range(3):
         with torch.no_grad():
             parameter.add_(1.0)
         meter.record()
-    assert meter.ratio() == pytest.approx(1.0, rel=1e-6)
+    assert ratio(meter) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_measuring_leaves_the_random_state_alone():
@@ -97,6 +117,6 @@ def test_state_continues_the_path():
             second.load_state_dict(first.state_dict())
         if i >= 4:
             second.record()
-    assert second.ratio() == whole.ratio()
+    assert ratio(second) == pytest.approx(ratio(whole), rel=1e-6)
     with pytest.raises(ValueError, match=r"\(12,\)"):
         PathMeter(make_parameters((5,))).load_state_dict(first.state_dict())

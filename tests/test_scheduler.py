@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import FakeAccelerator
 
 from hf_exptest import ExpTestConfig, ExpTestScheduler
 from hf_exptest.scheduler import CHECK_INTERVAL
@@ -160,13 +161,14 @@ def test_foreign_states_are_refused():
 def test_losses_are_fetched_once_per_interval():
     fetched = []
 
-    def reduce(losses):
-        fetched.append(len(losses))
-        return losses
+    class Counting(FakeAccelerator):
+        def reduce(self, tensor, reduction):
+            fetched.append(len(tensor))
+            return super().reduce(tensor, reduction)
 
     config = ExpTestConfig(warmup=0.1, cooldown=0.5, window=0.2, learning_rate=1e-3)
     optimizer = torch.optim.AdamW(make_model().parameters())
-    scheduler = ExpTestScheduler(optimizer, config, num_training_steps=1000, reduce=reduce)
+    scheduler = ExpTestScheduler(optimizer, config, num_training_steps=1000, accelerator=Counting(2))
     feed(scheduler, [torch.tensor(loss) for loss in np.linspace(2, 1, 1000)])
     scheduler.flush()
     assert sum(fetched) == 1000

@@ -87,3 +87,19 @@ def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert different == []
+
+
+class FakeAccelerator:
+    """Several processes that all have what this one has."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, num_processes):
+        self.num_processes = num_processes
+
+    def reduce(self, tensor, reduction):
+        assert reduction == "mean"
+        return tensor
+
+    def gather(self, tensor):
+        return tensor.repeat(self.num_processes)

@@ -29,7 +29,7 @@ import torch
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
-from hf_exptest.rehearsal import vertex
+from hf_exptest.rehearsal import MIN_STEPS, STRETCH, vertex
 
 from .tasks import GRIDS, IS_HIGHER_BETTER, METRICS, NUM_STEPS, make_trainer
 
@@ -73,6 +73,7 @@ def train(task: str, seed: int, data: Path, callback: ExpTestCallback | None, **
 
 def search(task: str, seed: int, data: Path, settings: dict[str, Any], constants: dict[str, Any]) -> Row:
     """Search once, without training."""
+    constants = {"MIN_STEPS": MIN_STEPS, "STRETCH": STRETCH} | constants
     with tempfile.TemporaryDirectory() as folder, mock.patch.multiple("hf_exptest.rehearsal", **constants):
         trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, [])
         return search_row(find_learning_rate(trainer, ExpTestConfig(**settings)))
