@@ -8,31 +8,104 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.distributed
 
-def train(folder, num_processes, accumulation):
+DECISION = ("step", "phase", "test", "window", "decision")
+
+
+def torchrun(folder, num_processes, script, *arguments):
     """What every process of one torchrun reports."""
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
     command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    script = Path(__file__).with_name("train.py")
     done = subprocess.run(
-        [*command, str(script), str(folder), "16", str(accumulation)], capture_output=True, text=True, timeout=300
+        [*command, str(Path(__file__).with_name(script)), *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
-    assert [result["world_size"] for result in results] == [num_processes] * num_processes
+    assert [result.pop("world_size") for result in results] == [num_processes] * num_processes
     return results
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_two_processes_decide_as_one(tmp_path, accumulation):
-    (one,) = train(tmp_path / "one", 1, accumulation)
-    first, second = train(tmp_path / "two", 2, accumulation)
-    # Only the main process keeps a log; the decisions are everyone's.
-    assert first["history"] == second["history"]
-    assert first["search"] == second["search"] == pytest.approx(one["search"], rel=1e-3)
+def run(folder, num_processes, scenario, **options):
+    return torchrun(folder, num_processes, "train.py", scenario, str(folder), json.dumps(options))
+
+
+def assert_same_decisions(results, history):
+    for result in results:
+        # Only the main process keeps a log; the decisions are everyone's.
+        assert result["history"] == results[0]["history"]
+        assert [[entry[k] for k in DECISION] for entry in result["history"]] == [
+            [entry[k] for k in DECISION] for entry in history
+        ]
+        assert [entry["learning_rate"] for entry in result["history"]] == pytest.approx(
+            [entry["learning_rate"] for entry in history], rel=1e-6
+        )
+
+
+@pytest.mark.parametrize(("accumulation", "worlds"), [(1, [2, 4]), (4, [2])])
+def test_several_processes_decide_as_one(tmp_path, accumulation, worlds):
+    (one,) = run(tmp_path / "one", 1, "decide", accumulation=accumulation)
     assert len(one["history"]) >= 3
-    keys = ("step", "phase", "test", "window", "decision")
-    assert [[e[k] for k in keys] for e in first["history"]] == [[e[k] for k in keys] for e in one["history"]]
-    assert first["rates"] == pytest.approx(one["rates"], rel=1e-3)
+    for world in worlds:
+        results = run(tmp_path / str(world), world, "decide", accumulation=accumulation)
+        assert_same_decisions(results, one["history"])
+        assert {result["search"] for result in results} == {one["search"]}
+        assert results[0]["rates"] == pytest.approx(one["rates"], rel=1e-6)
+
+
+def test_uneven_last_batch_and_averages_per_process(tmp_path):
+    results = run(
+        tmp_path / "two", 2, "decide", accumulation=2, num_rows=250, average_tokens_across_devices=False, max_steps=40
+    )
+    assert [result["steps"] for result in results] == [40, 40]
+    assert_same_decisions(results, results[0]["history"])
+    assert len(results[0]["history"]) >= 3
+
+
+def test_steps_hardly_communicate(tmp_path):
+    results = run(tmp_path / "two", 2, "collectives")
+    for result in results:
+        assert result["steps"] == 200
+        assert [(entry["phase"], entry["window"]) for entry in result["history"]] == [("tune", 80)]
+        num_collectives = sum(result["counts"].values())
+        # The losses of 200 steps cannot come in fewer than seven parts of 32.
+        assert 7 <= num_collectives <= 0.1 * 200
+
+
+def test_different_settings_are_an_error_on_every_process(tmp_path):
+    for result in run(tmp_path / "two", 2, "disagree"):
+        assert "of 2 processes, rank 1 differs from the rest" in result["error"]
+
+
+def test_one_process_that_diverges_leaves_no_other_waiting(tmp_path):
+    first, second = run(tmp_path / "two", 2, "diverge")
+    assert first == second
+    lengths = {length for _, length, _ in first["rungs"]}
+    assert min(lengths) < 14 < 56 == max(lengths)
+
+
+def test_supervised_fine_tuning_with_lora(tmp_path):
+    results = run(tmp_path / "two", 2, "sft_lora")
+    assert_same_decisions(results, results[0]["history"])
+    assert results[0]["history"][0]["test"] == "rehearsal"
+    assert results[0]["search"] == results[1]["search"] == results[0]["history"][0]["learning_rate"]
+
+
+def test_sharded_parameters_give_the_same_path(tmp_path):
+    (one,) = torchrun(tmp_path / "one", 1, "train_sharded.py", str(tmp_path / "one"))
+    results = torchrun(tmp_path / "two", 2, "train_sharded.py", str(tmp_path / "two"))
+    assert one["shards"] == 1
+    assert [result["shards"] for result in results] == [2, 2]
+    assert any(entry["window"] > one["shortest_window"] for entry in one["history"])
+    assert_same_decisions(results, one["history"])
+
+
+def test_debug_launcher(tmp_path):
+    script = Path(__file__).with_name("debug_launcher.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert [result.pop("world_size") for result in results] == [2, 2]
+    assert results[0] == results[1]
+    assert [entry["decision"] for entry in results[0]["history"]] == ["continue", "continue", "decay"]

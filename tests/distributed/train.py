@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Trains the tiny language model under torchrun, and writes what each process decided: see test_processes.py."""
+"""Trains under torchrun, and writes what each process decided: see test_processes.py."""
 
 import json
 import os
@@ -12,9 +12,11 @@ import torch
 from transformers import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from toys import language_data, language_model, make_args
+import toys
 
-from hf_exptest import ExpTestCallback
+from hf_exptest import ExpTestCallback, find_learning_rate
+
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "gather", "barrier")
 
 
 class InOrder(Trainer):
@@ -24,23 +26,130 @@ class InOrder(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def main(folder: str, global_batch: int, accumulation: int) -> None:
-    model = language_model()
+def count_collectives():
+    """Counts, from now on, the collectives that hf_exptest calls itself."""
+    counts = dict.fromkeys(COLLECTIVES, 0)
+
+    def counted(name, collective):
+        def call(*args, **kwargs):
+            frame, names = sys._getframe(1), []
+            while frame is not None:
+                names.append(frame.f_globals.get("__name__", ""))
+                frame = frame.f_back
+            counts[name] += any(module.startswith("hf_exptest.processes") for module in names)
+            return collective(*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name)))
+    return counts
+
+
+def make_language_trainer(folder, global_batch, accumulation, callbacks, num_rows=512, **overrides):
+    model = toys.language_model()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    args = make_args(folder, max_steps=60, gradient_accumulation_steps=accumulation)
+    args = toys.make_args(folder, gradient_accumulation_steps=accumulation, **overrides)
     args.per_device_train_batch_size = global_batch // (args.world_size * accumulation)
+    return InOrder(model=model, args=args, train_dataset=toys.language_data(num_rows), callbacks=callbacks)
+
+
+def decide(folder, accumulation, **overrides):
+    """A whole run; what was decided, and which rates were used."""
     callback = ExpTestCallback(window=0.1)
-    trainer = InOrder(model=model, args=args, train_dataset=language_data(512), callbacks=[callback])
+    trainer = make_language_trainer(folder, 16, accumulation, [callback], **{"max_steps": 60, **overrides})
     trainer.train()
-    result = {
-        "world_size": args.world_size,
+    return trainer, {
         "history": callback.history,
         "rates": [row["learning_rate"] for row in trainer.state.log_history if "loss" in row],
         "search": callback.search.learning_rate,
+        "steps": trainer.state.global_step,
     }
-    Path(folder, f"rank{args.process_index}.json").write_text(json.dumps(result))
+
+
+def collectives(folder):
+    """How many collectives the steps of a default run take, beside those of the search."""
+    callback = ExpTestCallback(learning_rate=0.01)
+    trainer = make_language_trainer(folder, 16, 1, [callback], max_steps=200, logging_strategy="no")
+    counts = count_collectives()
+    trainer.train()
+    return trainer, {"counts": counts, "steps": trainer.state.global_step, "history": callback.history}
+
+
+def disagree(folder):
+    """Every process brings settings of its own."""
+    rank = int(os.environ["RANK"])
+    trainer = make_language_trainer(folder, 16, 1, [ExpTestCallback(learning_rate=0.01 * (rank + 1))])
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        return trainer, {"error": str(error)}
+    return trainer, {"error": None}
+
+
+def diverge(folder):
+    """In the search, one process alone meets NaN at the highest rates."""
+    trainer = make_language_trainer(folder, 16, 1, [])
+    compute_loss = trainer.compute_loss
+
+    def compute(model, inputs, *args, **kwargs):
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        is_far = max(p.detach().abs().max() for p in model.parameters()) > 1.5
+        return loss * float("nan") if is_far and int(os.environ["RANK"]) == 1 else loss
+
+    trainer.compute_loss = compute
+    search = find_learning_rate(trainer)
+    rungs = [(rung.learning_rate, len(rung.curve), rung.end_loss) for rung in search.rungs]
+    return trainer, {"search": search.learning_rate, "rungs": rungs}
+
+
+def sft_lora(folder):
+    """TRL's SFTTrainer with a LoRA adapter."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    vocabulary = {f"t{i}": i for i in range(32)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t1")), pad_token="t0", eos_token="t2"
+    )
+    args = SFTConfig(
+        output_dir=folder,
+        max_steps=30,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    callback = ExpTestCallback()
+    rows = [{"input_ids": row["input_ids"].tolist()} for row in toys.language_data(256)]
+    trainer = SFTTrainer(
+        model=toys.language_model(),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
+        callbacks=[callback],
+    )
+    trainer.train()
+    return trainer, {"history": callback.history, "search": callback.search.learning_rate}
+
+
+SCENARIOS = {f.__name__: f for f in (decide, collectives, disagree, diverge, sft_lora)}
+
+
+def main(scenario: str, folder: str, options: str) -> None:
+    trainer, result = SCENARIOS[scenario](folder, **json.loads(options))
+    rank = trainer.args.process_index
+    Path(folder, f"rank{rank}.json").write_text(json.dumps({"world_size": trainer.args.world_size, **result}))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     # With gloo, torch now and then aborts while the interpreter winds down ("terminate called without an active
@@ -50,4 +159,4 @@ def main(folder: str, global_batch: int, accumulation: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:])
