@@ -1,0 +1,31 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_example_trains(tmp_path, num_processes):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), "--cpu", "--max_steps", "200"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        check=True,
+    )
+    rate = float(re.search(rf"^{num_processes} process\(es\), starting rate (\S+)$", done.stdout, re.M)[1])
+    assert 0.003 < rate < 0.1
+    used = [float(rate) for rate in re.findall(r"learning rate (\S+)$", done.stdout, re.M)]
+    assert used == [pytest.approx(rate, rel=0.1), pytest.approx(rate / 100, rel=0.1)]
+    assert float(re.search(r"held-out digits: (\S+)%", done.stdout)[1]) > 93
