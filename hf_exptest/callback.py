@@ -156,10 +156,11 @@ class ExpTestCallback(TrainerCallback):
             if not self.search.is_conclusive:
                 reason = "no rehearsed rate lowers the loss on held-out batches"
         if reason is not None:
-            logger.warning(
-                f"ExpTest found no learning rate: {reason}. Training starts from"
-                f" TrainingArguments.learning_rate={trainer.args.learning_rate}, and DETECT lowers it where needed."
-            )
+            if trainer.is_world_process_zero():
+                logger.warning(
+                    f"ExpTest found no learning rate: {reason}. Training starts from TrainingArguments.learning_rate="
+                    f"{trainer.args.learning_rate}, and DETECT lowers it where needed."
+                )
             self._scheduler.start(trainer.args.learning_rate, detect=True, reason="training_arguments")
         elif self.search is not None:
             self._scheduler.start(self.search.learning_rate, detect=False, reason="rehearsal")
@@ -183,6 +184,12 @@ class ExpTestCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self._scheduler is not None
+        assert self._trainer is not None
+        # With an optimizer in its config, DeepSpeed steps the scheduler inside backward, before the loss is observed.
+        was_skipped = self._trainer.accelerator.optimizer_step_was_skipped
+        scheduler: Any = self._trainer.lr_scheduler
+        if scheduler is not self._scheduler and not was_skipped:
+            self._scheduler.step()
         if control.should_save or control.should_evaluate:
             # A checkpoint may follow, which only the main process writes: what it holds must be reduced by then.
             self._scheduler.flush()
@@ -252,10 +259,12 @@ def _check_trainer(trainer: Trainer) -> None:
             f"learning_rate={trainer.args.learning_rate!r} must be positive: ExpTest replaces it, but keeps the ratios"
             " of the parameter groups to it. Leave it at its default."
         )
-    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
-    if deepspeed is not None and "scheduler" in deepspeed.config:
+    # From TrainingArguments, or from `accelerate launch`.
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    deepspeed = {} if plugin is None else plugin.deepspeed_config
+    if "scheduler" in deepspeed:
         raise ValueError(
-            f"The DeepSpeed config has scheduler={deepspeed.config['scheduler']!r}, which sets the learning rate as"
+            f"The DeepSpeed config has scheduler={deepspeed['scheduler']!r}, which sets the learning rate as"
             " ExpTest does; remove it."
         )
     if _POLICY_GRADIENT_TRAINERS & {base.__name__ for base in type(trainer).__mro__}:

@@ -33,9 +33,9 @@ class ExpTestConfig:
             one short and one long round of rehearsals.
         warmup (`float`, *optional*, defaults to 0.1):
             Share of the training steps in which the learning rate rises linearly to its value. 0 turns it off.
-        cooldown (`float`, *optional*, defaults to 0.5):
+        cooldown (`float`, *optional*, defaults to 0.7):
             Share of the training steps, at the end, in which the learning rate falls linearly to zero. 0 turns it off.
-        window (`float`, *optional*, defaults to 0.4):
+        window (`float`, *optional*, defaults to 0.2):
             Length of a test window as a share of the training steps; by default all that is between warm-up and
             cool-down, since shorter windows fail at good rates where the loss is noisy. `None` is the paper's rule,
             `W = round(2*sqrt(2) * l_0 / (eta * e))` steps, which needs no number of training steps.
@@ -55,8 +55,8 @@ class ExpTestConfig:
     search: bool = field(default=True, metadata={"help": "Find the starting rate by rehearsals before step 1."})
     search_budget: float = field(default=0.15, metadata={"help": "Share of the steps that the search may spend."})
     warmup: float = field(default=0.1, metadata={"help": "Share of the steps with a rising rate, in [0, 1)."})
-    cooldown: float = field(default=0.5, metadata={"help": "Share of the steps, at the end, with a falling rate."})
-    window: float | None = field(default=0.4, metadata={"help": "Window as a share of the steps; None: the paper's."})
+    cooldown: float = field(default=0.7, metadata={"help": "Share of the steps, at the end, with a falling rate."})
+    window: float | None = field(default=0.2, metadata={"help": "Window as a share of the steps; None: the paper's."})
     window_correction: bool = field(default=False, metadata={"help": "Stretch windows by path over displacement."})
     autocorrelation: bool = field(default=True, metadata={"help": "Use the effective sample size in the slope test."})
 

@@ -86,7 +86,13 @@ class ExpTestScheduler(LRScheduler):
             # The paper tests even a given rate; with a budget, a given rate is taken at its word.
             phase=DETECT if rate is None or self.config.window is None else TUNE,
         )
-        self._meter = PathMeter(_trained_parameters(optimizer)) if self.config.window_correction else None
+        parameters = _trained_parameters(optimizer)
+        if self.config.window_correction and not parameters:
+            raise ValueError(
+                "window_correction=True measures the path of the parameters, but the optimizer shows none, as under"
+                " DeepSpeed ZeRO-3; set window_correction=False."
+            )
+        self._meter = PathMeter(parameters) if self.config.window_correction else None
         self._agree()
         self._apply()
 

@@ -65,7 +65,7 @@ def test_the_scheduler_compares_settings_and_decisions(when):
             return gathered
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
-    config = ExpTestConfig(learning_rate=0.1, window=0.4)
+    config = ExpTestConfig(learning_rate=0.1, cooldown=0.5, window=0.4)
 
     def train():
         scheduler = ExpTestScheduler(optimizer, config, num_training_steps=100, accelerator=FromThen(4))
@@ -96,7 +96,7 @@ def test_the_number_of_ranks_does_not_change_a_decision(num_ranks):
         accelerator = Ranks(num_ranks)
         accelerator.step, accelerator.means = 0, samples.view(400, num_ranks, -1).mean(2)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
-        config = ExpTestConfig(search=False, window=0.15)
+        config = ExpTestConfig(search=False, cooldown=0.5, window=0.15)
         scheduler = ExpTestScheduler(optimizer, config, num_training_steps=400, accelerator=accelerator)
         for loss in accelerator.means[:, 0]:
             scheduler.observe(loss)

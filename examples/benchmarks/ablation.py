@@ -36,10 +36,11 @@ from .tasks import GRIDS, IS_HIGHER_BETTER, METRICS, NUM_STEPS, make_trainer
 # Training from the rate that the default found; a window of 0.9 without cool-down tests at the last step only.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "search only": {"cooldown": 0.0, "window": 0.9},
-    "search, TUNE": {"cooldown": 0.0, "window": 0.1},
-    "search, TUNE, cool-down": {"window": 0.1},
-    "search, TUNE with path correction, cool-down": {"window": 0.1, "window_correction": True},
-    "search, linear decay": {"cooldown": 0.9},
+    "search, TUNE": {"cooldown": 0.0},
+    "windows of 10 %": {"window": 0.1},
+    "windows of 10 %, path correction": {"window": 0.1, "window_correction": True},
+    "cool-down of 50 %": {"cooldown": 0.5, "window": 0.4},
+    "linear decay": {"cooldown": 0.9},
 }
 # Settings of the search, and the constants of the method that it replaces.
 SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
