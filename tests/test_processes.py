@@ -78,34 +78,55 @@ def test_the_scheduler_compares_settings_and_decisions(when):
         train()
 
 
-@pytest.mark.parametrize("num_ranks", [8, 64, 512])
-def test_the_number_of_ranks_does_not_change_a_decision(num_ranks):
-    """The same global batches of 512 samples, cut into ranks: each averages its part, and the mean is reduced."""
+@pytest.fixture(scope="module")
+def recorded_losses():
+    """Losses of every sample in 400 steps of softmax regression on global batches of 512, which converges."""
     generator = torch.Generator().manual_seed(0)
-    curve = 0.5 + 1.5 * torch.exp(-torch.arange(400) / 40)
-    samples = curve[:, None] * torch.empty(400, 512).exponential_(generator=generator)
+    model = torch.nn.Linear(8, 3)
+    torch.nn.init.zeros_(model.weight)
+    truth = torch.randn(8, 3, generator=generator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = []
+    for _ in range(400):
+        x = torch.randn(512, 8, generator=generator)
+        y = (x @ truth + torch.randn(512, 3, generator=generator)).argmax(-1)
+        loss = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    return torch.stack(losses)
 
-    class Ranks(FakeAccelerator):
-        """Rank 0 asks; the mean over all ranks answers."""
 
-        def reduce(self, tensor, reduction):
-            n, self.step = len(tensor), self.step + len(tensor)
-            return self.means[self.step - n : self.step].mean(1)
+class Ranks(FakeAccelerator):
+    """Rank 0 asks; the mean over all ranks, each with its part of every global batch, answers."""
 
-    def decisions(num_ranks):
-        accelerator = Ranks(num_ranks)
-        accelerator.step, accelerator.means = 0, samples.view(400, num_ranks, -1).mean(2)
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
-        config = ExpTestConfig(search=False, cooldown=0.5, window=0.15)
-        scheduler = ExpTestScheduler(optimizer, config, num_training_steps=400, accelerator=accelerator)
-        for loss in accelerator.means[:, 0]:
-            scheduler.observe(loss)
-            scheduler.step()
-        return scheduler.history
+    def __init__(self, losses, num_ranks):
+        super().__init__(num_ranks)
+        self.means = losses.view(len(losses), num_ranks, -1).mean(2)
+        self.num_reduced = 0
 
-    one, many = decisions(1), decisions(num_ranks)
+    def reduce(self, tensor, reduction):
+        first, self.num_reduced = self.num_reduced, self.num_reduced + len(tensor)
+        assert torch.equal(tensor, self.means[first : self.num_reduced, 0])
+        return self.means[first : self.num_reduced].mean(1)
+
+
+def decisions(losses, num_ranks):
+    accelerator = Ranks(losses, num_ranks)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+    config = ExpTestConfig(search=False, warmup=0.0, cooldown=0.0, window=0.1)
+    scheduler = ExpTestScheduler(optimizer, config, num_training_steps=len(losses), accelerator=accelerator)
+    for loss in accelerator.means[:, 0]:
+        scheduler.observe(loss)
+        scheduler.step()
+    return scheduler.history
+
+
+@pytest.mark.parametrize("num_ranks", [8, 64, 512])
+def test_the_number_of_ranks_does_not_change_a_decision(recorded_losses, num_ranks):
+    one, many = decisions(recorded_losses, 1), decisions(recorded_losses, num_ranks)
     assert {entry["decision"] for entry in one} == {"detected", "continue", "decay"}
-    keys = ("step", "phase", "test", "window", "decision")
+    keys = ("step", "phase", "test", "window", "decision", "learning_rate")
     assert [[e[k] for k in keys] for e in many] == [[e[k] for k in keys] for e in one]
-    assert [e["learning_rate"] for e in many] == [e["learning_rate"] for e in one]
     assert [e["p_value"] for e in many] == pytest.approx([e["p_value"] for e in one], rel=1e-3)
