@@ -129,7 +129,7 @@ class ExpTestCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        trainer = _find_trainer(self)
+        trainer = find_trainer(self)
         if trainer is not None:
             self.set_trainer(trainer)
 
@@ -227,7 +227,7 @@ def describe(entry: dict[str, Any]) -> str:
     return f"step {entry['step']}, {entry['decision']} ({tested}), {rate}"
 
 
-def _find_trainer(callback: ExpTestCallback) -> Trainer | None:
+def find_trainer(callback: TrainerCallback) -> Trainer | None:
     """The Trainer that is calling `callback`: callback events do not carry it, but it stands in the call stack."""
     frame = inspect.currentframe()
     while frame is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .config import ExpTestConfig
 
@@ -59,3 +59,8 @@ class ExpTestArgumentsMixin:
 @dataclass
 class ExpTestTrainingArguments(ExpTestArgumentsMixin, TrainingArguments):
     """[`~transformers.TrainingArguments`] with ExpTest's flags; see [`ExpTestArgumentsMixin`]."""
+
+
+@dataclass
+class ExpTestSeq2SeqTrainingArguments(ExpTestArgumentsMixin, Seq2SeqTrainingArguments):
+    """[`~transformers.Seq2SeqTrainingArguments`] with ExpTest's flags; see [`ExpTestArgumentsMixin`]."""
