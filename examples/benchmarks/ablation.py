@@ -97,22 +97,25 @@ def search_row(found: LearningRateSearch) -> Row:
     }
 
 
-def run(task: str, seed: int, part: str, data: Path, rows: Sequence[Row]) -> list[Row]:
-    """All that belongs to one part, as plain values."""
-    if part == "grid":
-        return [
-            {"part": f"grid {rate:g}", "learning_rate": rate}
-            | train(task, seed, data, None, learning_rate=rate, warmup_steps=NUM_STEPS[task] // 10)
-            for rate in GRIDS[task]
-        ]
+def grid_parts(task: str) -> list[str]:
+    """The rates of the task's grid, as parts: warm-up over 10 % of the steps, then linear decay."""
+    return [f"grid {rate:g}" for rate in GRIDS[task]]
+
+
+def run(task: str, seed: int, part: str, data: Path, rows: Sequence[Row]) -> Row:
+    """One part, as plain values."""
     if part == "default":
-        return [{"part": part} | train(task, seed, data, ExpTestCallback())]
+        return train(task, seed, data, ExpTestCallback())
     if part in SEARCHES:
-        return [{"part": part} | search(task, seed, data, *SEARCHES[part])]
+        return search(task, seed, data, *SEARCHES[part])
+    if part in grid_parts(task):
+        rate = float(part.split()[1])
+        arguments = {"learning_rate": rate, "warmup_steps": NUM_STEPS[task] // 10}
+        return {"learning_rate": rate} | train(task, seed, data, None, **arguments)
     (default,) = select(rows, task, "default", seed)
     rate = default["learning_rate"]
     callback = ExpTestCallback(learning_rate=rate, **SCHEDULES[part])
-    return [{"part": part, "learning_rate": rate} | train(task, seed, data, callback)]
+    return {"learning_rate": rate} | train(task, seed, data, callback)
 
 
 def select(rows: Sequence[Row], task: str, part: str, seed: int) -> list[Row]:
@@ -140,7 +143,7 @@ def quality_table(rows: Sequence[Row], tasks: Sequence[str], seeds: Sequence[int
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in tasks:
-        grid = [f"grid {rate:g}" for rate in GRIDS[task]] if "grid" in parts else []
+        grid = grid_parts(task) if "grid" in parts else []
         for part in [*grid, *(part for part in parts if part != "grid" and part not in SEARCHES)]:
             group = [row for seed in seeds for row in select(rows, task, part, seed)]
             cells = [
@@ -201,14 +204,15 @@ def main() -> None:
     for task in options.tasks:
         for seed in options.seeds:
             # The schedules need the rate of the default: PARTS has them in that order.
-            for part in (part for part in PARTS if part in options.parts):
+            parts = [part for part in PARTS if part in options.parts and part != "grid"]
+            for part in [*(grid_parts(task) if "grid" in options.parts else []), *parts]:
                 if select(rows, task, part, seed):
                     continue
-                made = run(task, seed, part, options.data, rows)
-                made = [{"task": task, "seed": seed, "torch": torch.__version__} | row for row in made]
-                rows += made
+                row = {"task": task, "seed": seed, "part": part, "torch": torch.__version__}
+                row |= run(task, seed, part, options.data, rows)
+                rows.append(row)
                 with options.out.open("a") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in made)
+                    file.write(json.dumps(row) + "\n")
     print(quality_table(rows, options.tasks, options.seeds, options.parts))
     if any(part in SEARCHES for part in options.parts):
         print()

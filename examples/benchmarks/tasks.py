@@ -216,7 +216,7 @@ NUM_STEPS = {"characters": 1000, "sst2": 300, "trec": 300, "trec lora": 300, "vi
 IS_HIGHER_BETTER = {task: metric == "eval_accuracy" for task, metric in METRICS.items()}
 # By a factor of three, as far as the best rate of the grid has a worse one on either side.
 GRIDS = {
-    "characters": [1e-3, 3e-3, 1e-2],
+    "characters": [1e-3, 3e-3, 1e-2, 3e-2],
     "sst2": [3e-5, 1e-4, 3e-4],
     "trec": [3e-5, 1e-4, 3e-4],
     "trec lora": [1e-3, 3e-3, 1e-2],
