@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestTrainingArguments
-from hf_exptest.report import plot_training, summary
+from hf_exptest.report import FIGURE_NAME
 
 
 @dataclass
@@ -125,12 +125,8 @@ def main() -> None:
 
     print(f"\nAccuracy on {len(data['test'])} held-out texts: {before:.1%} before training, {after:.1%} after.")
     if args.exptest:
-        logs = [log for log in trainer.state.log_history if "loss" in log]
-        steps, losses, rates = ([log[key] for log in logs] for key in ("step", "loss", "learning_rate"))
-        figure_path = Path(args.output_dir) / "exptest.png"
-        plot_training(steps, losses, rates, callback.history, callback.search).savefig(figure_path, dpi=150)
-        print(summary(callback.history, callback.search))
-        print(f"Figure: {figure_path}")
+        print(callback.report().summary())
+        print(f"Figure: {Path(args.output_dir) / FIGURE_NAME}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from .callback import ExpTestCallback
 from .config import ExpTestConfig
 from .controller import ExpTestController
 from .rehearsal import LearningRateSearch, find_learning_rate
+from .report import Report
 from .scheduler import ExpTestScheduler
 from .statistics import TestResult, exponential_decay_test, slope_test
 from .training_args import ExpTestArgumentsMixin, ExpTestTrainingArguments
@@ -22,6 +23,7 @@ __all__ = [
     "ExpTestScheduler",
     "ExpTestTrainingArguments",
     "LearningRateSearch",
+    "Report",
     "TestResult",
     "exponential_decay_test",
     "find_learning_rate",

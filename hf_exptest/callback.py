@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .config import ExpTestConfig
 from .loss_signal import LossSignal
 from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
+from .report import Report, describe, log_values
 from .scheduler import ExpTestScheduler, check_optimizer
 from .training_args import ExpTestArgumentsMixin
 
@@ -49,6 +50,10 @@ class ExpTestCallback(TrainerCallback):
     Args:
         config ([`ExpTestConfig`], *optional*): the settings.
         **overrides: single settings, for example `ExpTestCallback(alpha=0.01)`.
+
+    Each logged training step carries `exptest_phase` (0 warm-up, 1 DETECT, 2 TUNE, 3 cool-down), `exptest_decays` and,
+    once there was a test, `exptest_p_value` and `exptest_window` of the last one. At the end, `exptest.json` and, with
+    matplotlib, `exptest.png` are written to `output_dir`, see [`Report`] and the command `hf-exptest`.
 
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
@@ -97,6 +102,7 @@ class ExpTestCallback(TrainerCallback):
         # Instance attributes: the class, and every other Trainer, stay as they are.
         vars(trainer).update(
             training_step=functools.partial(self._training_step, trainer.training_step),
+            log=functools.partial(self._log, trainer.log),
             create_scheduler=self._create_scheduler,
         )
 
@@ -104,6 +110,12 @@ class ExpTestCallback(TrainerCallback):
         loss = training_step(*args, **kwargs)
         self._signal.add(loss)
         return loss
+
+    def _log(self, log: Callable[..., None], logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        # The Trainer's own row of a training step, so that every reporter gets these beside the loss.
+        if "loss" in logs and self._scheduler is not None:
+            logs.update(log_values(self.history, self._scheduler.phase))
+        log(logs, *args, **kwargs)
 
     def _create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -204,27 +216,45 @@ class ExpTestCallback(TrainerCallback):
 
     def _report(self, state: TrainerState, args: TrainingArguments) -> None:
         """Say what was decided since the last report, on the main process."""
-        if len(self.history) == self._num_reported:
-            return
-        for entry in self.history[self._num_reported :]:
-            message = f"ExpTest: {describe(entry)}"
-            logger.info(message)
-            if state.is_world_process_zero and not args.disable_tqdm and entry["decision"] != "continue":
-                tqdm.write(message)
+        entries = self.history[self._num_reported :]
         self._num_reported = len(self.history)
+        if not state.is_world_process_zero:
+            return
+        for place, entry in enumerate(entries, len(self.history) - len(entries)):
+            message = f"ExpTest: {describe(entry, self.history[place - 1] if place else None)}"
+            logger.info(message)
+            if not args.disable_tqdm and entry["decision"] != "continue":
+                tqdm.write(message)
+
+    def report(self) -> Report:
+        """What happened so far, with everything that is needed to draw it again."""
+        if self._trainer is None or self._scheduler is None:
+            raise RuntimeError("There is nothing to report before training.")
+        rows = [row for row in self._trainer.state.log_history if "loss" in row and "learning_rate" in row]
+        return Report(
+            config=self.config.to_dict(),
+            num_training_steps=self._trainer.state.max_steps,
+            history=self.history,
+            search=self.search,
+            steps=[int(row["step"]) for row in rows],
+            losses=[row["loss"] for row in rows],
+            learning_rates=[row["learning_rate"] for row in rows],
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._scheduler is not None
+        self._scheduler.flush()
+        self._report(state, args)
+        if state.is_world_process_zero and args.output_dir is not None:
+            report = self.report()
+            report.save(args.output_dir)
+            report.save_figure(args.output_dir)
 
     def __getstate__(self) -> dict[str, Any]:
         # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
         return {**self.__dict__, "_trainer": None, "_scheduler": None}
-
-
-def describe(entry: dict[str, Any]) -> str:
-    """One line for one entry of `history`."""
-    rate = f"learning rate {entry['learning_rate']:.3g}"
-    if entry["decision"] == "start":
-        return f"starts with {rate} ({entry['test'].replace('_', ' ')})"
-    tested = f"{entry['test'].replace('_', ' ')} test on {entry['window']} losses, p = {entry['p_value']:.3g}"
-    return f"step {entry['step']}, {entry['decision']} ({tested}), {rate}"
 
 
 def find_trainer(callback: TrainerCallback) -> Trainer | None:

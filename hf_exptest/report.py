@@ -1,17 +1,23 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happened: a figure and a plain text of the losses, the learning rates and the decisions of one run."""
+"""What happened in one run: values for the log, a text, a figure, and a file with everything that they need."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .callback import describe
 from .rehearsal import LearningRateSearch
+from .stage import Rung
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +29,138 @@ _DECISIONS = {
     "continue": ("tab:green", 0.9, "continue: loss still falls"),
     "decay": ("tab:red", 1.2, "decay: test failed, rate lowered"),
 }
+_VERDICTS = {
+    ("exponential_decay", True): "loss decays exponentially",
+    ("exponential_decay", False): "loss does not decay exponentially",
+    ("slope", True): "loss still falls",
+    ("slope", False): "loss no longer falls",
+}
+REPORT_NAME = "exptest.json"
+FIGURE_NAME = "exptest.png"
+REPORT_VERSION = 1
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    One run, as `exptest.json` in its `output_dir` has it.
+
+    Attributes:
+        config (`dict`): the settings, see [`ExpTestConfig`].
+        num_training_steps (`int`): length of the run in optimizer steps.
+        history (`list[dict]`): the decisions, see [`ExpTestController`].
+        search ([`LearningRateSearch`] or `None`): how the starting rate was found.
+        steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
+    """
+
+    config: dict[str, Any]
+    num_training_steps: int
+    history: list[dict[str, Any]]
+    search: LearningRateSearch | None
+    steps: list[int]
+    losses: list[float]
+    learning_rates: list[float]
+
+    @property
+    def starting_rate(self) -> float:
+        """The rate that a later run can start from."""
+        if self.search is not None:
+            return self.search.learning_rate
+        rate = self.history[0]["learning_rate"] if self.history else self.config["learning_rate"]
+        return float(rate)
+
+    def plot(self) -> Figure:
+        """The figure of [`plot_training`]."""
+        return plot_training(self.steps, self.losses, self.learning_rates, self.history, self.search)
+
+    def summary(self) -> str:
+        """The text of [`summary`]."""
+        return summary(self.history, self.search)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `exptest.json`."""
+        values = {"version": REPORT_VERSION, **_plain(dataclasses.asdict(self))}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, REPORT_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+    def save_figure(self, folder: str | Path) -> None:
+        """Write `exptest.png`, if matplotlib is installed and anything was logged."""
+        if not self.steps or importlib.util.find_spec("matplotlib") is None:
+            return
+        from matplotlib import pyplot as plt
+
+        figure = self.plot()
+        figure.savefig(Path(folder, FIGURE_NAME), dpi=150)
+        plt.close(figure)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """
+        Read `exptest.json` from `folder`.
+
+        Raises:
+            `ValueError`: if there is none, or of another version.
+        """
+        path = Path(folder, REPORT_NAME)
+        if not path.is_file():
+            raise ValueError(
+                f"{str(folder)!r} has no {REPORT_NAME}; it is written at the end of a training with ExpTest."
+            )
+        values = json.loads(path.read_text())
+        version = values.pop("version", None)
+        if version != REPORT_VERSION:
+            raise ValueError(f"{str(path)!r} has version {version!r}; this release reads version {REPORT_VERSION}.")
+        if values["search"] is not None:
+            rungs = [
+                Rung(**{**rung, "curve": _floats(rung["curve"]), "end_losses": _floats(rung["end_losses"])})
+                for rung in values["search"]["rungs"]
+            ]
+            values["search"] = LearningRateSearch(**{**values["search"], "rungs": rungs})
+        return cls(**{**values, "losses": _floats(values["losses"])})
+
+
+def _plain(value: Any) -> Any:
+    """The same, with `None` for every number that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    """The inverse: a loss that is no number was infinite, as far as any reader of it cares."""
+    return [math.inf if value is None else value for value in values]
+
+
+def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> str:
+    """One line for one entry of `history`, given the entry before it."""
+    rate = f"{entry['learning_rate']:.2g}"
+    if entry["decision"] == "start":
+        return f"starts with learning rate {rate} ({entry['test'].replace('_', ' ')})"
+    verdict = _VERDICTS[entry["test"], entry["decision"] != "decay"]
+    if entry["decision"] != "decay":
+        change = f"stays {rate}"
+    elif previous is None:
+        change = f"falls to {rate}"
+    else:
+        change = f"{previous['learning_rate']:.2g} -> {rate}"
+    test = f"p = {entry['p_value']:.2g} over {entry['window']} steps"
+    return f"step {entry['step']}: {verdict} ({test}): learning rate {change}"
+
+
+def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float]:
+    """Numbers for the Trainer's log; text would be refused by TensorBoard."""
+    values: dict[str, float] = {
+        "exptest_phase": phase,
+        "exptest_decays": sum(entry["decision"] == "decay" for entry in history),
+    }
+    tests = [entry for entry in history if entry["decision"] != "start"]
+    if tests:
+        values |= {"exptest_p_value": tests[-1]["p_value"], "exptest_window": tests[-1]["window"]}
+    return values
 
 
 def plot_training(
@@ -141,4 +277,5 @@ def _search_lines(search: LearningRateSearch | None) -> list[str]:
 def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
     if not history:
         return ["No test was made while training."]
-    return ["Decisions:", *(f"    {describe(entry)}" for entry in history)]
+    previous = [None, *history]
+    return ["Decisions:", *(f"    {describe(*pair)}" for pair in zip(history, previous, strict=False))]

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .config import ExpTestConfig
-from .controller import DETECT, TUNE, ExpTestController, schedule_factor
+from .controller import DETECT, TUNE, ExpTestController, schedule_bounds, schedule_factor
 from .path import PathMeter
 from .processes import check_agreement, mean_over_processes
 
@@ -105,6 +105,16 @@ class ExpTestScheduler(LRScheduler):
     def learning_rate(self) -> float:
         """Rate of the first group, before warm-up and cool-down."""
         return self._controller.learning_rate
+
+    @property
+    def phase(self) -> int:
+        """0 in warm-up, 1 in DETECT, 2 in TUNE, 3 in cool-down."""
+        start, end = schedule_bounds(self.config, self.num_training_steps)
+        if self.last_epoch < start:
+            return 0
+        if self.last_epoch >= end:
+            return 3
+        return 1 if self._controller.phase == DETECT else 2
 
     def start(self, learning_rate: float, *, detect: bool, reason: str) -> None:
         """

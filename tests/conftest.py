@@ -12,9 +12,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Figures are drawn into memory: there may be no screen.
 os.environ["MPLBACKEND"] = "Agg"
 
+import pytest
 from hypothesis import settings
 
 # No time limit per example, since a busy machine is no failure; and the same examples every run, so that a failure
 # comes back when the tests are run again.
 settings.register_profile("hf_exptest", deadline=None, derandomize=True)
 settings.load_profile("hf_exptest")
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(request, monkeypatch):
+    """Trainings end without their figure, which takes longer than they do; `@pytest.mark.figures` asks for it."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("hf_exptest.Report.save_figure", lambda self, folder: None)

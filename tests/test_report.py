@@ -4,9 +4,13 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from toys import make_trainer
+from transformers import TrainerCallback
 
+from hf_exptest import ExpTestCallback, Report
+from hf_exptest.cli import main
 from hf_exptest.rehearsal import LearningRateSearch
-from hf_exptest.report import plot_training, smoothed, summary
+from hf_exptest.report import describe, plot_training, smoothed, summary
 from hf_exptest.stage import Rung
 
 STEPS = list(range(1, 101))
@@ -41,7 +45,7 @@ def search():
         upper_bound=0.9,
         untouched_losses=[0.6, 0.8],
         rungs=[
-            Rung(0.3, 24, [0.0], [0.1], [0.4, 0.6], 0.01),
+            Rung(0.3, 24, [0.0], [0.1], [0.45, 0.55], 0.01),
             Rung(0.9, 24, [0.0], [0.1], [float("inf")] * 2, 1.0),
             Rung(0.1, 48, [0.0], [0.1], [0.5, 0.625], 0.02),
         ],
@@ -147,9 +151,90 @@ def test_summary_lists_every_decision(search):
     lines = summary(HISTORY, search).splitlines()
     assert lines[9] == "Decisions:"
     assert lines[10] == "    starts with learning rate 0.3 (rehearsal)"
-    assert lines[13] == "    step 60, decay (slope test on 20 losses, p = 0.4), learning rate 0.1"
+    assert lines[13] == "    step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1"
     assert len(lines) == 14
 
 
 def test_summary_without_search_and_decisions():
     assert summary([]) == "The learning rate was not searched for.\nNo test was made while training."
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"decision": "start", "test": "first_update_bound"}, "starts with learning rate 0.1 (first update bound)"),
+        (
+            {"decision": "detected", "test": "exponential_decay"},
+            "step 400: loss decays exponentially (p = 0.31 over 120 steps): learning rate stays 0.1",
+        ),
+        (
+            {"decision": "decay", "test": "exponential_decay"},
+            "step 400: loss does not decay exponentially (p = 0.31 over 120 steps): learning rate 0.3 -> 0.1",
+        ),
+        ({"decision": "continue"}, "step 400: loss still falls (p = 0.31 over 120 steps): learning rate stays 0.1"),
+    ],
+)
+def test_decisions_in_words(changes, text):
+    last = {**entry(400, "decay", learning_rate=0.1, p_value=0.31, window=120), **changes}
+    assert describe(last, HISTORY[0]) == text
+
+
+def test_report_survives_its_file(tmp_path, search):
+    report = Report({"alpha": 0.05}, 300, HISTORY, search, STEPS, [*LOSSES[:-1], float("inf")], RATES)
+    report.save(tmp_path)
+    loaded = Report.load(tmp_path)
+    assert loaded == report
+    assert loaded.summary() == summary(HISTORY, search)
+    assert loaded.search.is_conclusive == search.is_conclusive
+    assert "Infinity" not in (tmp_path / "exptest.json").read_text()
+
+
+def test_reports_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no exptest\.json"):
+        Report.load(tmp_path)
+    (tmp_path / "exptest.json").write_text('{"version": 99}')
+    with pytest.raises(ValueError, match="has version 99; this release reads version 1"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.figures
+def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
+    class Reporter(TrainerCallback):
+        """What TensorBoard and the others get."""
+
+        def __init__(self):
+            self.rows = []
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            self.rows.append(dict(logs))
+
+    callback, reporter = ExpTestCallback(), Reporter()
+    make_trainer(tmp_path, [callback, reporter]).train()
+    rows = [row for row in reporter.rows if "loss" in row]
+    assert len(rows) == 40
+    # A row is logged after its step, when the scheduler already speaks of the next one.
+    assert [row["exptest_phase"] for row in rows] == [0] * 3 + [2] * 8 + [3] * 29
+    assert [row["exptest_decays"] for row in rows] == [0] * 11 + [callback.history[-1]["decision"] == "decay"] * 29
+    assert "exptest_p_value" not in rows[10]
+    assert rows[-1]["exptest_p_value"] == callback.history[-1]["p_value"]
+    assert rows[-1]["exptest_window"] == 8
+    assert all(isinstance(value, (int, float)) for row in rows for value in row.values())
+    report = Report.load(tmp_path)
+    assert report == callback.report()
+    assert report.steps == list(range(1, 41))
+    assert report.starting_rate == callback.search.learning_rate
+    assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1800)
+
+    capsys.readouterr()
+    main(["show", str(tmp_path)])
+    assert capsys.readouterr().out.rstrip() == report.summary()
+    main(["plot", str(tmp_path), "--output", str(tmp_path / "again.png")])
+    assert plt.imread(tmp_path / "again.png").shape[:2] == (750, 1800)
+    capsys.readouterr()
+    main(["compare", str(tmp_path), str(tmp_path)])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "run"
+    assert first == second
+    assert first.split()[1:4] == ["40", str(callback.search.num_steps), f"{report.starting_rate:.2g}"]
+    with pytest.raises(SystemExit, match=r"hf-exptest: '.*missing' has no exptest\.json"):
+        main(["show", str(tmp_path / "missing")])

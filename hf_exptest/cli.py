@@ -1,0 +1,69 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Read what a training with ExpTest left in its output_dir.
+
+    hf-exptest show OUTPUT_DIR
+    hf-exptest plot OUTPUT_DIR --output figure.png
+    hf-exptest compare OUTPUT_DIR OUTPUT_DIR ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .report import Report, smoothed
+
+_COLUMNS = ("run", "steps", "search steps", "starting rate", "decays", "last rate", "first loss", "last loss")
+
+
+def compare(folders: Sequence[str]) -> str:
+    """One line a run; the losses are those of the figure's smoothed curve."""
+    rows = [_COLUMNS]
+    for folder in folders:
+        report = Report.load(folder)
+        losses = [f"{loss:.4g}" for loss in smoothed(report.losses)] or ["not logged"]
+        rows.append(
+            (
+                folder,
+                str(report.num_training_steps),
+                str(0 if report.search is None else report.search.num_steps),
+                f"{report.starting_rate:.2g}",
+                str(sum(entry["decision"] == "decay" for entry in report.history)),
+                f"{(report.history[-1]['learning_rate'] if report.history else report.starting_rate):.2g}",
+                losses[0],
+                losses[-1],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `hf-exptest`."""
+    parser = argparse.ArgumentParser(
+        prog="hf-exptest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print the search and the decisions")
+    show.add_argument("folder", metavar="OUTPUT_DIR")
+    plot = commands.add_parser("plot", help="draw the search, the loss, the learning rate and the decisions")
+    plot.add_argument("folder", metavar="OUTPUT_DIR")
+    plot.add_argument("--output", default="exptest.png", help="file to write (default: %(default)s)")
+    several = commands.add_parser("compare", help="lay runs side by side")
+    several.add_argument("folders", metavar="OUTPUT_DIR", nargs="+")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "show":
+            print(Report.load(options.folder).summary())
+        elif options.command == "plot":
+            Report.load(options.folder).plot().savefig(options.output, dpi=150)
+            print(f"Figure: {options.output}")
+        else:
+            print(compare(options.folders))
+    except ValueError as error:
+        sys.exit(f"hf-exptest: {error}")
