@@ -37,7 +37,8 @@ class ExpTestConfig:
             Share of the training steps, at the end, in which the learning rate falls linearly to zero. 0 turns it off.
         window (`float`, *optional*, defaults to 0.2):
             Length of a test window as a share of the training steps; by default all that is between warm-up and
-            cool-down, since shorter windows fail at good rates where the loss is noisy. `None` is the paper's rule,
+            cool-down, since shorter windows fail at good rates where the loss is noisy. At least 30 steps in TUNE, and
+            no test where there is no room for them. `None` is the paper's rule,
             `W = round(2*sqrt(2) * l_0 / (eta * e))` steps, which needs no number of training steps.
         window_correction (`bool`, *optional*, defaults to `False`):
             Whether to stretch each window by path length over net displacement of the parameters (S / |V| in the

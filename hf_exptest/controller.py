@@ -17,6 +17,8 @@ TUNE = "tune"
 # Both tests spend up to three parameters and need one point more.
 MIN_WINDOW = 4
 STATE_VERSION = 1
+# On fewer losses the slope of a good run is rarely significant, and its rate would be lowered for want of evidence.
+_MIN_TUNE_WINDOW = 30
 # An upper bound is meant to be lowered, so DETECT asks after a quarter of a window; each decay then lengthens it.
 _DETECT_SHARE = 0.25
 
@@ -183,8 +185,9 @@ class ExpTestController:
         assert self.num_training_steps is not None
         share = self.config.window * (_DETECT_SHARE if self.phase == DETECT else 1)
         length = share * self.num_training_steps / self.config.beta**self._num_decays
+        shortest = MIN_WINDOW if self.phase == DETECT else _MIN_TUNE_WINDOW
         room = self._end_step - step
-        return min(max(MIN_WINDOW, round(length)), room) if room >= MIN_WINDOW else math.inf
+        return min(max(shortest, round(length)), room) if room >= shortest else math.inf
 
     def _stretched_window(self, ratio: float) -> float:
         assert self._window is not None

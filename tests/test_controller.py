@@ -170,15 +170,24 @@ def test_detect_asks_sooner_than_tune():
 
 def test_no_test_in_warmup_or_cooldown_and_windows_fit_between():
     config = ExpTestConfig(warmup=0.1, cooldown=0.2, window=0.3)
-    controller = ExpTestController(config, learning_rate=1.0, num_training_steps=100, phase=TUNE)
+    controller = ExpTestController(config, learning_rate=1.0, num_training_steps=400, phase=TUNE)
     # A falling loss passes each test, so the windows keep their length until the last is cut to what is left.
-    run(controller, np.linspace(3, 1, 100))
+    run(controller, np.linspace(3, 1, 400))
     assert [(e["step"], e["window"], e["decision"]) for e in controller.history] == [
-        (40, 30, "continue"),
-        (70, 30, "continue"),
-        (80, 10, "continue"),
+        (160, 120, "continue"),
+        (280, 120, "continue"),
+        (320, 40, "continue"),
     ]
     assert controller.observations_until_test == math.inf
+
+
+@pytest.mark.parametrize(("num_steps", "window", "windows"), [(100, 0.2, []), (150, 0.2, [30]), (300, 0.05, [30, 30])])
+def test_tune_tests_thirty_losses_at_least(num_steps, window, windows):
+    config = ExpTestConfig(window=window)
+    controller = ExpTestController(config, learning_rate=1.0, num_training_steps=num_steps, phase=TUNE)
+    run(controller, np.linspace(3, 1, num_steps))
+    assert [entry["window"] for entry in controller.history] == windows
+    assert controller.learning_rate == 1.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

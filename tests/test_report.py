@@ -209,19 +209,19 @@ def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
             self.rows.append(dict(logs))
 
     callback, reporter = ExpTestCallback(), Reporter()
-    make_trainer(tmp_path, [callback, reporter]).train()
+    make_trainer(tmp_path, [callback, reporter], max_steps=200).train()
     rows = [row for row in reporter.rows if "loss" in row]
-    assert len(rows) == 40
+    assert len(rows) == 200
     # A row is logged after its step, when the scheduler already speaks of the next one.
-    assert [row["exptest_phase"] for row in rows] == [0] * 3 + [2] * 8 + [3] * 29
-    assert [row["exptest_decays"] for row in rows] == [0] * 11 + [callback.history[-1]["decision"] == "decay"] * 29
-    assert "exptest_p_value" not in rows[10]
+    assert [row["exptest_phase"] for row in rows] == [0] * 19 + [2] * 40 + [3] * 141
+    assert [row["exptest_decays"] for row in rows] == [0] * 59 + [callback.history[-1]["decision"] == "decay"] * 141
+    assert "exptest_p_value" not in rows[50]
     assert rows[-1]["exptest_p_value"] == callback.history[-1]["p_value"]
-    assert rows[-1]["exptest_window"] == 8
+    assert rows[-1]["exptest_window"] == 40
     assert all(isinstance(value, (int, float)) for row in rows for value in row.values())
     report = Report.load(tmp_path)
     assert report == callback.report()
-    assert report.steps == list(range(1, 41))
+    assert report.steps == list(range(1, 201))
     assert report.starting_rate == callback.search.learning_rate
     assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1800)
 
@@ -235,6 +235,6 @@ def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split("  ")[0] == "run"
     assert first == second
-    assert first.split()[1:4] == ["40", str(callback.search.num_steps), f"{report.starting_rate:.2g}"]
+    assert first.split()[1:4] == ["200", str(callback.search.num_steps), f"{report.starting_rate:.2g}"]
     with pytest.raises(SystemExit, match=r"hf-exptest: '.*missing' has no exptest\.json"):
         main(["show", str(tmp_path / "missing")])

@@ -56,9 +56,9 @@ def test_several_processes_decide_as_one(tmp_path, accumulation, worlds):
 
 def test_uneven_last_batch_and_averages_per_process(tmp_path):
     results = run(
-        tmp_path / "two", 2, "decide", accumulation=2, num_rows=250, average_tokens_across_devices=False, max_steps=40
+        tmp_path / "two", 2, "decide", accumulation=2, num_rows=250, average_tokens_across_devices=False, max_steps=160
     )
-    assert [result["steps"] for result in results] == [40, 40]
+    assert [result["steps"] for result in results] == [160, 160]
     assert_same_decisions(results, results[0]["history"])
     assert len(results[0]["history"]) >= 3
 

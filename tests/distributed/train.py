@@ -58,8 +58,8 @@ def make_language_trainer(folder, global_batch, accumulation, callbacks, num_row
 
 def decide(folder, accumulation, **overrides):
     """A whole run; what was decided, and which rates were used."""
-    callback = ExpTestCallback(window=0.1)
-    trainer = make_language_trainer(folder, 16, accumulation, [callback], **{"max_steps": 60, **overrides})
+    callback = ExpTestCallback(window=0.15, cooldown=0.4)
+    trainer = make_language_trainer(folder, 16, accumulation, [callback], **{"max_steps": 200, **overrides})
     trainer.train()
     return trainer, {
         "history": callback.history,
