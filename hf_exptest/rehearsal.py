@@ -35,12 +35,12 @@ _MAX_CLIMBS = 3
 _NOTICEABLE = 0.1
 # Any rate small enough lowers the loss a little: a miniature that says something gains this share of it.
 _HELPFUL = 0.01
-# The best rate goes with this power of the length where the miniatures do not say: measured between 0.1 and -0.5, and
-# theory has it between 0 (the step size is limited by curvature and noise) and -1 (by the way still to go).
-_USUAL_DRIFT = -0.2
+# The best rate goes with a power of the length. Theory has the power between 0 (steps limited by curvature and noise)
+# and -1 (by the way still to go); it is the middle where the miniatures do not say.
+_USUAL_DRIFT = -0.5
 _DRIFTS = -1.0, 0.5
-# A line through two noisy vertices is not followed further than to the next rate of a factor-3 grid.
-_MAX_SHIFT = math.log(3)
+# A line through two noisy vertices is not followed further than this.
+_MAX_SHIFT = math.log(2)
 
 
 @dataclass(frozen=True)
