@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A loop without Trainer on two processes of `accelerate.debug_launcher`: see test_processes.py."""
+"""A loop without Trainer on two processes of `accelerate.debug_launcher`: see test_torchrun.py."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Trains under torchrun, and writes what each process decided: see test_processes.py."""
+"""Trains under torchrun, and writes what each process decided: see test_torchrun.py."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Trains a model under torch's `fully_shard`, with path correction: see test_processes.py."""
+"""Trains a model under torch's `fully_shard`, with path correction: see test_torchrun.py."""
 
 import json
 import os
