@@ -67,7 +67,7 @@ def test_steps_hardly_communicate(tmp_path):
     results = run(tmp_path / "two", 2, "collectives")
     for result in results:
         assert result["steps"] == 200
-        assert [(entry["phase"], entry["window"]) for entry in result["history"]] == [("tune", 80)]
+        assert [(entry["phase"], entry["window"]) for entry in result["history"]] == [("tune", 40)]
         num_collectives = sum(result["counts"].values())
         # The losses of 200 steps cannot come in fewer than seven parts of 32.
         assert 7 <= num_collectives <= 0.1 * 200
