@@ -19,7 +19,7 @@ from transformers.utils import logging
 from .config import ExpTestConfig
 from .loss_signal import LossSignal
 from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
-from .report import Report, describe, log_values
+from .report import Report, descriptions, log_values
 from .scheduler import ExpTestScheduler, check_optimizer
 from .training_args import ExpTestArgumentsMixin
 
@@ -216,12 +216,14 @@ class ExpTestCallback(TrainerCallback):
 
     def _report(self, state: TrainerState, args: TrainingArguments) -> None:
         """Say what was decided since the last report, on the main process."""
-        entries = self.history[self._num_reported :]
-        self._num_reported = len(self.history)
+        history, num_reported = self.history, self._num_reported
+        if len(history) == num_reported:
+            return
+        self._num_reported = len(history)
         if not state.is_world_process_zero:
             return
-        for place, entry in enumerate(entries, len(self.history) - len(entries)):
-            message = f"ExpTest: {describe(entry, self.history[place - 1] if place else None)}"
+        for entry, line in zip(history[num_reported:], descriptions(history)[num_reported:], strict=True):
+            message = f"ExpTest: {line}"
             logger.info(message)
             if not args.disable_tqdm and entry["decision"] != "continue":
                 tqdm.write(message)

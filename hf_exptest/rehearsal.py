@@ -166,7 +166,7 @@ def first_update_bound(trainer: Trainer) -> float:
     from above, and equals the paper's bound for least squares with gradient descent along the steepest direction.
     """
     with Snapshot(trainer) as snapshot:
-        stage = Stage(trainer, snapshot, ExpTestConfig(), num_batches=1 + NUM_EVAL_BATCHES // 3)
+        stage = Stage(trainer, snapshot, ExpTestConfig(), num_batches=2)
         return stage.bound()
 
 

@@ -151,6 +151,11 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
     return f"step {entry['step']}: {verdict} ({test}): learning rate {change}"
 
 
+def descriptions(history: Sequence[dict[str, Any]]) -> list[str]:
+    """One line an entry of `history`."""
+    return [describe(*pair) for pair in zip(history, [None, *history], strict=False)]
+
+
 def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float]:
     """Numbers for the Trainer's log; text would be refused by TensorBoard."""
     values: dict[str, float] = {
@@ -277,5 +282,4 @@ def _search_lines(search: LearningRateSearch | None) -> list[str]:
 def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
     if not history:
         return ["No test was made while training."]
-    previous = [None, *history]
-    return ["Decisions:", *(f"    {describe(*pair)}" for pair in zip(history, previous, strict=False))]
+    return ["Decisions:", *(f"    {line}" for line in descriptions(history))]

@@ -177,11 +177,11 @@ class ExpTestScheduler(LRScheduler):
         buffer, self._buffer = self._buffer, []
         if not buffer:
             return []
-        is_measuring = self._meter is not None and self._controller.measures_path
-        sums = self._meter.partial_sums() if self._meter is not None and is_measuring else []
+        meter = self._meter if self._controller.measures_path else None
+        sums = [] if meter is None else meter.partial_sums()
         values = mean_over_processes(_stack([*buffer, *sums]), self._accelerator).tolist()
-        if self._meter is not None and is_measuring:
-            self._meter.take(values[len(buffer) :])
+        if meter is not None:
+            meter.take(values[len(buffer) :])
         return values[: len(buffer)]
 
     def _agree(self) -> None:

@@ -108,7 +108,7 @@ class Stage:
 
         def loss_along(distance: float) -> float:
             self._snapshot.move_along(direction, distance)
-            return float(np.mean(self._evaluate(self._train_batches[:1])))
+            return self._evaluate(self._train_batches[:1])[0]
 
         bound = ray_bound(loss_along)
         self._snapshot.reset_training()

@@ -6,9 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig
-from tokenizers import Tokenizer, models
 from torch import nn
 from toys import (
     ToyClassifier,
@@ -17,12 +14,12 @@ from toys import (
     language_data,
     language_model,
     make_args,
+    make_sft_trainer,
     make_trainer,
     weights,
 )
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.optimization import get_linear_schedule_with_warmup
-from trl import SFTConfig, SFTTrainer
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestScheduler
 
@@ -135,33 +132,8 @@ def test_language_loss_is_the_mean_over_all_tokens_of_the_step(tmp_path, observe
 
 
 def test_sft_with_lora(tmp_path, observed):
-    vocabulary = {f"t{i}": i for i in range(32)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t1")), pad_token="t0", eos_token="t2"
-    )
-    rows = [{"input_ids": row["input_ids"].tolist()} for row in language_data(64)]
-    args = SFTConfig(
-        output_dir=str(tmp_path),
-        max_steps=30,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-    )
     callback = ExpTestCallback()
-    trainer = SFTTrainer(
-        model=language_model(),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
-        callbacks=[callback],
-    )
+    trainer = make_sft_trainer(tmp_path, [callback], gradient_accumulation_steps=2)
     frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     trainer.train()
     assert len(observed) == 30

@@ -3,9 +3,11 @@
 
 """Tiny models, data and Trainers that several test files share."""
 
+import sys
+
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 
 class ToyClassifier(nn.Module):
@@ -76,6 +78,48 @@ def make_trainer(path, callbacks, model=None, data=None, trainer_kwargs=None, **
         callbacks=callbacks,
         **(trainer_kwargs or {}),
     )
+
+
+def make_sft_trainer(path, callbacks, num_rows=64, **overrides):
+    """TRL's SFTTrainer with a LoRA adapter on the tiny language model."""
+    # Here, so that the scripts that want nothing of it do not wait for the import.
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from trl import SFTConfig, SFTTrainer
+
+    vocabulary = {f"t{i}": i for i in range(32)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t1")), pad_token="t0", eos_token="t2"
+    )
+    args = SFTConfig(
+        output_dir=str(path),
+        max_steps=30,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        **overrides,
+    )
+    rows = [{"input_ids": row["input_ids"].tolist()} for row in language_data(num_rows)]
+    return SFTTrainer(
+        model=language_model(),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
+        callbacks=callbacks,
+    )
+
+
+def torchrun(num_processes):
+    """Beginning of a command that starts a script in `num_processes` processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    return [*command, "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
 
 
 def weights(model):

@@ -3,10 +3,10 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import toys
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 
@@ -14,10 +14,8 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 @pytest.mark.distributed
 @pytest.mark.parametrize("num_processes", [1])
 def test_the_example_trains(tmp_path, num_processes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     done = subprocess.run(
-        [*command, str(SCRIPT), "--cpu", "--max_steps", "200"],
+        [*toys.torchrun(num_processes), str(SCRIPT), "--cpu", "--max_steps", "200"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -6,18 +6,17 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import toys
 
 pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def torchrun(folder, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    command = toys.torchrun(2)
     script = Path(__file__).with_name("train_deepspeed.py")
     done = subprocess.run(
         [*command, str(script), str(folder), *arguments],

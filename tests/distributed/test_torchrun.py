@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toys
 
 pytestmark = pytest.mark.distributed
 
@@ -16,10 +17,11 @@ DECISION = ("step", "phase", "test", "window", "decision")
 def torchrun(folder, num_processes, script, *arguments):
     """What every process of one torchrun reports."""
     folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name(script)), *arguments], capture_output=True, text=True, timeout=300
+        [*toys.torchrun(num_processes), str(Path(__file__).with_name(script)), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_processes)]

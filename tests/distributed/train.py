@@ -107,38 +107,8 @@ def diverge(folder):
 
 def sft_lora(folder):
     """TRL's SFTTrainer with a LoRA adapter."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    vocabulary = {f"t{i}": i for i in range(32)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t1")), pad_token="t0", eos_token="t2"
-    )
-    args = SFTConfig(
-        output_dir=folder,
-        max_steps=30,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-    )
     callback = ExpTestCallback()
-    rows = [{"input_ids": row["input_ids"].tolist()} for row in toys.language_data(256)]
-    trainer = SFTTrainer(
-        model=toys.language_model(),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
-        callbacks=[callback],
-    )
+    trainer = toys.make_sft_trainer(folder, [callback], num_rows=256)
     trainer.train()
     return trainer, {"history": callback.history, "search": callback.search.learning_rate}
 
