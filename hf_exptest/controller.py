@@ -10,17 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import ExpTestConfig
-from .statistics import exponential_decay_test, slope_test
+from .statistics import exponential_decay_test, is_spike, slope_test
 
 DETECT = "detect"
 TUNE = "tune"
 # Both tests spend up to three parameters and need one point more.
 MIN_WINDOW = 4
-STATE_VERSION = 1
+STATE_VERSION = 2
 # On fewer losses the slope of a good run is rarely significant, and its rate would be lowered for want of evidence.
 _MIN_TUNE_WINDOW = 30
 # An upper bound is meant to be lowered, so DETECT asks after a quarter of a window; each decay then lengthens it.
 _DETECT_SHARE = 0.25
+# One loss that is not finite may be a batch without labels or a step that a gradient scaler skips; two are divergence.
+_DIVERGED_AFTER = 2
+# A rate that is still positive in single precision, however often it was lowered.
+_LOWEST_RATE = 1e-30
 
 
 def paper_window(initial_loss: float, learning_rate: float) -> int:
@@ -73,8 +77,10 @@ class ExpTestController:
 
     Attributes:
         history (`list[dict]`): one entry a decision, with the keys `step` (observations so far), `phase`, `test`,
-            `p_value`, `learning_rate` (in force after the decision), `window` (losses tested) and `decision`
-            (`"start"`, `"detected"`, `"continue"` or `"decay"`).
+            `p_value`, `learning_rate` (in force after the decision), `window` (losses tested), `left_out` (losses of
+            the window that were not: spikes, and those that are not finite) and `decision` (`"start"`, `"detected"`,
+            `"continue"` or `"decay"`). `test` is `"divergence"` for the second loss in a row that is not finite,
+            which lowers the rate at once.
     """
 
     def __init__(
@@ -99,7 +105,7 @@ class ExpTestController:
         self._losses: list[float] = []
         self._window: float | None = None
         self._is_corrected = False
-        self._is_diverged = False
+        self._num_non_finite = 0
         self._start_step, self._end_step = schedule_bounds(config, num_training_steps)
         self.start(learning_rate, phase)
 
@@ -119,6 +125,11 @@ class ExpTestController:
         self.history = []
         if reason is not None:
             self._record(reason, None, "start")
+
+    def take_over(self, step: int, learning_rate: float) -> None:
+        """Continue a run of `step` steps that began without ExpTest, at the rate that it had."""
+        self.start(learning_rate, TUNE, "checkpoint")
+        self.step = step
 
     @property
     def observations_until_test(self) -> float:
@@ -151,22 +162,21 @@ class ExpTestController:
             `bool`: whether a new window begins with the next observation.
         """
         loss = float(loss)
-        if self._initial_loss is None:
+        is_finite = math.isfinite(loss)
+        if self._initial_loss is None and is_finite:
             self._initial_loss = loss
         step, self.step = self.step, self.step + 1
+        self._num_non_finite = 0 if is_finite else self._num_non_finite + 1
+        if self._num_non_finite == _DIVERGED_AFTER:
+            # Waiting for the end of the window cannot change the verdict.
+            return self._decide("divergence", 1.0)
+        if self._num_non_finite > _DIVERGED_AFTER:
+            # More of them say no more: the weights are lost, whatever the rate, until somebody puts them back.
+            return self.step == self._start_step
         if not self._start_step <= step < self._end_step:
             return self.step == self._start_step
         if self._window is None:
             self._window = self._planned_window(step)
-        if not math.isfinite(loss):
-            # Waiting for the end of the window cannot change the verdict. Nor does a run of such losses say more than
-            # its first: the weights are lost, whatever the rate, until somebody puts them back.
-            if self._is_diverged:
-                return False
-            self._is_diverged = True
-            self._losses.append(loss)
-            return self._decide()
-        self._is_diverged = False
         self._losses.append(loss)
         if len(self._losses) >= self._window and self.measures_path:
             if path_ratio is None:
@@ -174,7 +184,7 @@ class ExpTestController:
             self._is_corrected = True
             self._window = self._stretched_window(path_ratio())
         if len(self._losses) >= self._window:
-            return self._decide()
+            return self._decide(*self._test())
         return False
 
     def _planned_window(self, step: int) -> float:
@@ -184,7 +194,8 @@ class ExpTestController:
             return paper_window(initial_loss, self.learning_rate)
         assert self.num_training_steps is not None
         share = self.config.window * (_DETECT_SHARE if self.phase == DETECT else 1)
-        length = share * self.num_training_steps / self.config.beta**self._num_decays
+        # No factor is too small to divide by, and a window longer than the run is cut to it anyway.
+        length = share * self.num_training_steps / max(self.config.beta**self._num_decays, 1e-9)
         shortest = MIN_WINDOW if self.phase == DETECT else _MIN_TUNE_WINDOW
         room = self._end_step - step
         return min(max(shortest, round(length)), room) if room >= shortest else math.inf
@@ -203,11 +214,10 @@ class ExpTestController:
         self._window = None
         self._is_corrected = False
 
-    def _decide(self) -> bool:
-        test, p_value = self._test()
+    def _decide(self, test: str, p_value: float) -> bool:
         has_passed = p_value < self.config.alpha
         if not has_passed:
-            self.learning_rate *= self.config.beta
+            self.learning_rate = min(self.learning_rate, max(self.config.beta * self.learning_rate, _LOWEST_RATE))
             self._num_decays += 1
         decision = ("detected" if self.phase == DETECT else "continue") if has_passed else "decay"
         self._record(test, p_value, decision)
@@ -216,16 +226,23 @@ class ExpTestController:
         self._open_window()
         return True
 
+    def _tested(self) -> list[float]:
+        """The window without the losses that are no part of the curve."""
+        finite = [loss for loss in self._losses if math.isfinite(loss)]
+        return [loss for loss, left_out in zip(finite, is_spike(finite), strict=True) if not left_out]
+
     def _test(self) -> tuple[str, float]:
-        """Name and p-value of the phase's test on the window; a window cut short by divergence is rejected."""
+        """Name and p-value of the phase's test on the window; too few losses tell nothing for a rate."""
+        losses = self._tested()
         name = "exponential_decay" if self.phase == DETECT else "slope"
-        if len(self._losses) < MIN_WINDOW:
+        if len(losses) < MIN_WINDOW:
             return name, 1.0
         if self.phase == DETECT:
-            return name, exponential_decay_test(self._losses).p_value
-        return name, slope_test(self._losses, autocorrelation=self.config.autocorrelation).p_value
+            return name, exponential_decay_test(losses).p_value
+        return name, slope_test(losses, autocorrelation=self.config.autocorrelation).p_value
 
     def _record(self, test: str, p_value: float | None, decision: str) -> None:
+        window = len(self._tested())
         self.history.append(
             {
                 "step": self.step,
@@ -233,7 +250,8 @@ class ExpTestController:
                 "test": test,
                 "p_value": p_value,
                 "learning_rate": self.learning_rate,
-                "window": len(self._losses),
+                "window": window,
+                "left_out": len(self._losses) - window,
                 "decision": decision,
             }
         )
@@ -250,7 +268,7 @@ class ExpTestController:
             "losses": list(self._losses),
             "window": self._window,
             "is_corrected": self._is_corrected,
-            "is_diverged": self._is_diverged,
+            "num_non_finite": self._num_non_finite,
             "history": [dict(entry) for entry in self.history],
         }
 
@@ -268,5 +286,5 @@ class ExpTestController:
         self._losses = list(state["losses"])
         self._window = state["window"]
         self._is_corrected = state["is_corrected"]
-        self._is_diverged = state["is_diverged"]
+        self._num_non_finite = state["num_non_finite"]
         self.history = [dict(entry) for entry in state["history"]]

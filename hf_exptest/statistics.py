@@ -36,6 +36,15 @@ class TestResult:
     Args:
         p_value (`float`): Probability, if the null hypothesis holds, of a statistic at least this favourable.
         statistic (`float`): The F or t statistic behind it.
+
+    Example:
+
+        >>> from hf_exptest import TestResult, slope_test
+        >>> result = slope_test([2.0, 1.7, 1.5, 1.0, 1.1])
+        >>> isinstance(result, TestResult)
+        True
+        >>> print(f"p = {result.p_value:.3f}, t = {result.statistic:.1f}")
+        p = 0.007, t = -5.3
     """
 
     __test__ = False  # the name starts with "Test", but it is not a pytest class
@@ -115,6 +124,20 @@ def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) ->
     Raises:
         `ValueError`: If there are fewer than 4 losses, or `times` is not finite, strictly increasing and of the same
             length.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from hf_exptest import exponential_decay_test
+        >>> steps = np.arange(100)
+        >>> noise = np.random.default_rng(0).normal(scale=0.05, size=100)
+        >>> result = exponential_decay_test(2 * np.exp(-0.05 * steps) + 1 + noise)
+        >>> result.p_value < 0.05
+        True
+        >>> print(f"{result.amplitude:.2f} * exp(-{result.rate:.3f} * t) + {result.asymptote:.2f}")
+        1.98 * exp(-0.050 * t) + 1.01
+        >>> exponential_decay_test(3 - 0.02 * steps + noise).p_value < 0.05  # a straight line
+        False
     """
     values, abscissa = _checked(losses, times, minimum=4)
     if not np.isfinite(values).all():
@@ -181,6 +204,17 @@ def slope_test(
     Raises:
         `ValueError`: If there are too few losses, or `times` is not finite, strictly increasing and of the same
             length.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from hf_exptest import slope_test
+        >>> noise = np.random.default_rng(1).normal(scale=0.2, size=50)
+        >>> result = slope_test(2 - 0.01 * np.arange(50) + noise)
+        >>> print(f"slope {result.slope:.4f}, p = {result.p_value:.1e}")
+        slope -0.0110, p = 5.1e-08
+        >>> slope_test(2 + noise).p_value < 0.05
+        False
     """
     values, abscissa = _checked(losses, times, minimum=4 if autocorrelation else 3)
     n = len(values)
@@ -204,6 +238,34 @@ def slope_test(
     statistic = coefficient / math.sqrt(sum_of_squares / freedom)
     slope = coefficient / float(basis[0] @ u) * (window.scale / window.span)
     return SlopeResult(float(stdtr(freedom, statistic)), statistic, slope, effective)
+
+
+def is_spike(losses: ArrayLike) -> NDArray[np.bool_]:
+    """
+    Which losses stand alone above their two neighbours by more than twice the span of all but the highest losses.
+
+    One such loss, of a bad batch for example, adds so much to the noise about a curve that no test finds the curve.
+    The highest losses are one in twenty, at least one. The first and the last loss are never spikes: what lies before
+    or after them is not known.
+
+    Args:
+        losses (array of `float`, shape `(n,)`): finite.
+
+    Returns:
+        array of `bool`, shape `(n,)`
+
+    Example:
+        >>> is_spike([1.0, 0.9, 50.0, 0.8, 0.8]).tolist()
+        [False, False, True, False, False]
+    """
+    # A quarter of each, so that no difference overflows.
+    values = np.asarray(losses, dtype=np.float64) / 4
+    mask = np.zeros(len(values), dtype=np.bool_)
+    if len(values) > 2:
+        num_highest = max(1, len(values) // 20)
+        rest = np.partition(values, -num_highest - 1)[:-num_highest]
+        mask[1:-1] = values[1:-1] - np.maximum(values[:-2], values[2:]) > 2 * (rest.max() - rest.min())
+    return mask
 
 
 def _checked(losses: ArrayLike, times: ArrayLike | None, minimum: int) -> tuple[Vector, Vector]:

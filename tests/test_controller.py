@@ -192,20 +192,53 @@ def test_tune_tests_thirty_losses_at_least(num_steps, window, windows):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 1, 5])
-def test_non_finite_loss_rejects_the_window_at_once(bad, position):
+def test_two_non_finite_losses_in_a_row_lower_the_rate_at_once(bad, position):
     controller = ExpTestController(PAPER, learning_rate=0.1)
-    losses = [*list(exponential(position, tau=5)), bad]
-    run(controller, losses)
+    run(controller, [*exponential(position, tau=5), bad])
+    assert controller.history == []
+    controller.observe(bad)
     (entry,) = controller.history
-    assert (entry["decision"], entry["p_value"], entry["step"]) == ("decay", 1.0, position + 1)
+    assert (entry["test"], entry["decision"], entry["p_value"], entry["step"]) == (
+        "divergence",
+        "decay",
+        1.0,
+        position + 2,
+    )
     assert controller.learning_rate == pytest.approx(0.1 / 3)
+
+
+@pytest.mark.parametrize("diverged_at", [3, 50, 150])
+def test_divergence_lowers_the_rate_in_warm_up_and_cool_down_too(diverged_at):
+    config = ExpTestConfig(warmup=0.1, cooldown=0.7, window=0.2)
+    controller = ExpTestController(config, learning_rate=1.0, num_training_steps=200, phase=TUNE)
+    losses = np.linspace(3, 1, 200)
+    losses[diverged_at:] = math.nan
+    run(controller, losses)
+    assert [e["step"] for e in controller.history if e["test"] == "divergence"] == [diverged_at + 2]
 
 
 def test_a_run_of_non_finite_losses_is_one_divergence():
     controller = ExpTestController(PAPER, learning_rate=0.1)
     run(controller, [2.5, *[math.nan] * 50, 2.5, *[math.inf] * 50])
-    assert [(e["step"], e["decision"]) for e in controller.history] == [(2, "decay"), (53, "decay")]
+    assert [(e["step"], e["decision"]) for e in controller.history] == [(3, "decay"), (54, "decay")]
     assert controller.learning_rate == pytest.approx(0.1 / 9)
+
+
+@pytest.mark.parametrize("bad", [1e6, 1e30, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [1, 17, 40, 58])
+@pytest.mark.parametrize("phase", [DETECT, TUNE])
+def test_one_spike_changes_no_decision(bad, position, phase):
+    config = ExpTestConfig(warmup=0.0, cooldown=0.0, window=1.0)
+    num_steps = 60 if phase == TUNE else 240
+    losses = exponential(60, tau=20, noise=0.05)
+    decided = {}
+    for is_spiked in (False, True):
+        controller = ExpTestController(config, learning_rate=1.0, num_training_steps=num_steps, phase=phase)
+        run(controller, [bad if is_spiked and i == position else loss for i, loss in enumerate(losses)])
+        (decided[is_spiked],) = controller.history
+    assert decided[True]["decision"] == decided[False]["decision"] != "decay"
+    assert (decided[True]["window"], decided[True]["left_out"]) == (59, 1)
+    assert (decided[False]["window"], decided[False]["left_out"]) == (60, 0)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, 26), (1.5, 39), (0.5, 26), (math.inf, 26), (math.nan, 26)])
