@@ -12,11 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from transformers.utils import logging
 
 from .config import ExpTestConfig
 from .controller import DETECT, TUNE, ExpTestController, schedule_bounds, schedule_factor
 from .path import PathMeter
 from .processes import check_agreement, mean_over_processes
+
+logger = logging.get_logger(__name__)
 
 # Losses stay on the device for this many steps at most, so divergence is noticed within as many.
 CHECK_INTERVAL = 32
@@ -25,17 +28,6 @@ CHECK_INTERVAL = 32
 class ExpTestScheduler(LRScheduler):
     """
     Learning-rate scheduler for any torch loop: `observe(loss)`, then `step()`, once per optimizer step.
-
-    ```python
-    scheduler = ExpTestScheduler(optimizer, ExpTestConfig.paper())
-    for batch in batches:
-        loss = compute_loss(model, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.observe(loss)
-        scheduler.step()
-    ```
 
     A decision takes effect from the next optimizer step on. `step()` without a new observation changes nothing, so it
     may be called once per process, as a bare Accelerate loop does, and not at all on a skipped step. Ratios between
@@ -59,6 +51,23 @@ class ExpTestScheduler(LRScheduler):
     Raises:
         `ValueError`: for an optimizer that sets its own rates, or a first group without a positive `lr`.
         `RuntimeError`: naming the ranks, on all processes alike, if these differ in settings or in a decision.
+
+    Example:
+
+        >>> import torch
+        >>> from hf_exptest import ExpTestConfig, ExpTestScheduler
+        >>> weight = torch.ones(10, requires_grad=True)
+        >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+        >>> scheduler = ExpTestScheduler(optimizer, ExpTestConfig.paper(window_correction=False))
+        >>> for _ in range(200):
+        ...     loss = weight.square().sum()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     scheduler.observe(loss)
+        ...     scheduler.step()
+        >>> [(entry["step"], entry["decision"]) for entry in scheduler.history]
+        [(104, 'detected')]
     """
 
     def __init__(
@@ -192,9 +201,12 @@ class ExpTestScheduler(LRScheduler):
     def get_lr(self) -> list[float | torch.Tensor]:
         """Rates of all groups for the next optimizer step."""
         factor = schedule_factor(self.config, self.last_epoch, self.num_training_steps)
-        scale = self._controller.learning_rate * factor
+        return self._group_rates(self._controller.learning_rate * factor)
+
+    def _group_rates(self, rate: float) -> list[float | torch.Tensor]:
+        """Rates of all groups if that of the first is `rate`."""
         first = float(self.base_lrs[0])
-        return [scale * (float(base) / first) for base in self.base_lrs]
+        return [rate * (float(base) / first) for base in self.base_lrs]
 
     def _initial_step(self) -> None:
         # Called by the base class before there is a controller; the constructor applies the first rates itself.
@@ -210,37 +222,56 @@ class ExpTestScheduler(LRScheduler):
         return {
             "controller": self._controller.state_dict(),
             "last_epoch": self.last_epoch,
-            "base_lrs": [float(base) for base in self.base_lrs],
+            "group_lrs": [float(base) for base in self.base_lrs],
             "buffer": _stack(self._buffer).tolist() if self._buffer else [],
             "path": None if self._meter is None else self._meter.state_dict(),
-            # Trainer's own schedulers expect this key, so a checkpoint also resumes without ExpTest.
+            # For Trainer's own schedulers: a checkpoint also resumes without ExpTest, from the rate that it found.
+            "base_lrs": self._group_rates(self._controller.learning_rate),
             "lr_lambdas": [None] * len(self.base_lrs),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
-        Continue where `state_dict` was taken, and set the optimizer's rates accordingly.
+        Continue where `state_dict` was taken, and set the optimizer's rates accordingly. The state of another
+        scheduler gives its number of steps and its highest rates, with a warning.
 
         Raises:
-            `ValueError`: if the state is not ExpTest's or fits another optimizer.
+            `ValueError`: if the state is no scheduler's, or fits another optimizer.
         """
-        if "controller" not in state_dict:
+        if not {"last_epoch", "base_lrs"} <= state_dict.keys():
             raise ValueError(
-                f"This is not the state of an ExpTestScheduler: it has the keys {sorted(state_dict)}. A run that began"
-                " without ExpTest must be resumed without it."
+                f"This is not the state of a scheduler with a rate for each group: it has the keys"
+                f" {sorted(state_dict)}. A run that began with it must be resumed without ExpTest."
             )
         if len(state_dict["base_lrs"]) != len(self.base_lrs):
             raise ValueError(
                 f"The state has {len(state_dict['base_lrs'])} parameter groups, the optimizer {len(self.base_lrs)}."
             )
-        self._controller.load_state_dict(state_dict["controller"])
         self.last_epoch = state_dict["last_epoch"]
+        if "controller" in state_dict:
+            self._load_own(state_dict)
+        else:
+            self._take_over(state_dict)
+        self._apply()
+
+    def _take_over(self, state_dict: dict[str, Any]) -> None:
         self.base_lrs = list(state_dict["base_lrs"])
+        given = self.config.learning_rate
+        rate = float(self.base_lrs[0]) if given is None else given
+        self._controller.take_over(self.last_epoch, rate)
+        if self._accelerator is None or self._accelerator.is_main_process:
+            logger.warning(
+                f"The checkpoint is from {self.last_epoch} steps without ExpTest. It makes no search now: training"
+                f" goes on with the learning rate {rate:.2g}, which ExpTest tests and lowers where needed."
+            )
+
+    def _load_own(self, state_dict: dict[str, Any]) -> None:
+        self.base_lrs = list(state_dict["group_lrs"])
+        self._controller.load_state_dict(state_dict["controller"])
         self._buffer = list(state_dict["buffer"])
         self._pending = None
         if self._meter is not None and state_dict["path"] is not None:
             self._meter.load_state_dict(state_dict["path"])
-        self._apply()
 
 
 def set_learning_rates(optimizer: Optimizer, rates: Sequence[float | torch.Tensor]) -> None:

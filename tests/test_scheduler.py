@@ -151,8 +151,8 @@ def test_checkpoint_also_resumes_a_plain_lambda_scheduler():
 
 def test_foreign_states_are_refused():
     scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), PAPER)
-    with pytest.raises(ValueError, match=r"not the state of an ExpTestScheduler.*'last_epoch'"):
-        scheduler.load_state_dict({"last_epoch": 3, "lr_lambdas": [None]})
+    with pytest.raises(ValueError, match=r"not the state of a scheduler with a rate for each group.*'best'"):
+        scheduler.load_state_dict({"last_epoch": 3, "best": 0.1})
     one_group = ExpTestScheduler(torch.optim.AdamW(make_model().parameters()), PAPER)
     with pytest.raises(ValueError, match="2 parameter groups, the optimizer 1"):
         one_group.load_state_dict(scheduler.state_dict())
@@ -180,10 +180,10 @@ def test_losses_are_fetched_once_per_interval():
 def test_divergence_is_noticed_within_the_interval():
     scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), ExpTestConfig(), num_training_steps=10_000)
     feed(scheduler, [torch.tensor(1.0)] * 1500)
-    feed(scheduler, [torch.tensor(float("nan"))])
-    feed(scheduler, [torch.tensor(1.0)] * (CHECK_INTERVAL - 1))
-    assert [e["decision"] for e in scheduler.history][-1] == "decay"
-    assert scheduler.history[-1]["step"] == 1501
+    # One is not divergence yet.
+    feed(scheduler, [torch.tensor(float("nan"))] * (1 + CHECK_INTERVAL))
+    assert scheduler.history[-1]["test"] == "divergence"
+    assert scheduler.history[-1]["step"] == 1502
 
 
 def test_window_correction_lengthens_noisy_windows():
