@@ -107,6 +107,8 @@ def main() -> None:
         logits = model(**{name: x.to(accelerator.device) for name, x in batch.items()})["logits"]
     accuracy = (logits.argmax(-1).cpu() == batch["labels"]).float().mean().item()
     accelerator.print(f"Accuracy on {len(test)} held-out digits: {accuracy:.1%}")
+    # The model must not outlive its process group: torch would now and then wait for itself for ever.
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 
 

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("num_processes", [1])
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_the_example_trains(tmp_path, num_processes):
     done = subprocess.run(
         [*toys.torchrun(num_processes), str(SCRIPT), "--cpu", "--max_steps", "200"],
