@@ -47,6 +47,16 @@ def learning_rate_upper_bound(inputs: Any) -> float:
         `ValueError`: If there are fewer than two rows, a value is not finite, every column is constant, or batches
             differ in their number of features.
         `TypeError`: If the inputs or a batch are neither an array nor a tensor.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from hf_exptest import learning_rate_upper_bound
+        >>> inputs = np.random.default_rng(0).normal(size=(1000, 8))
+        >>> rate = learning_rate_upper_bound(inputs)
+        >>> batches = [inputs[:500], inputs[500:]]
+        >>> print(f"{rate:.3f} {learning_rate_upper_bound(batches):.3f}")
+        1.802 1.802
     """
     if not _is_array(inputs):
         if not isinstance(inputs, Iterable):

@@ -48,6 +48,17 @@ class ExpTestConfig:
 
     Raises:
         `ValueError` or `TypeError`: quoting the value that is out of range.
+
+    Example:
+
+        >>> from hf_exptest import ExpTestConfig
+        >>> config = ExpTestConfig(alpha=0.01, learning_rate=3e-4)
+        >>> ExpTestConfig.from_json(config.to_json()) == config
+        True
+        >>> ExpTestConfig(beta=2.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: beta=2.0 is not a decay factor in (0, 1), say 1/3.
     """
 
     alpha: float = field(default=0.05, metadata={"help": "Significance level of both tests, in (0, 1)."})

@@ -56,6 +56,14 @@ class LearningRateSearch:
         num_training_steps (`int`): length of the run that the rate is for.
         num_steps (`int`): optimizer steps spent, the bound's own included.
         seconds (`float`): wall time spent.
+
+    Example:
+
+        >>> from hf_exptest import find_learning_rate
+        >>> search = find_learning_rate(trainer)
+        >>> search.is_conclusive, search.num_training_steps
+        (True, 150)
+        >>> search.plot().figure.savefig("search.png")
     """
 
     learning_rate: float
@@ -108,6 +116,15 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
 
     Raises:
         `ValueError`: if the Trainer cannot be put back after a search (DeepSpeed, FSDP, one-shot data).
+
+    Example:
+
+        >>> from hf_exptest import find_learning_rate
+        >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset)
+        >>> search = find_learning_rate(trainer)
+        >>> trainer.args.learning_rate = search.learning_rate
+        >>> sorted({rung.num_steps for rung in search.rungs})
+        [14, 56]
     """
     reason = why_not_restorable(trainer)
     if reason is not None:

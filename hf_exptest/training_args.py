@@ -15,12 +15,7 @@ from .config import ExpTestConfig
 @dataclass
 class ExpTestArgumentsMixin:
     """
-    Adds ExpTest's flags to any `TrainingArguments`, for example TRL's:
-
-    ```python
-    @dataclass
-    class Arguments(ExpTestArgumentsMixin, SFTConfig): ...
-    ```
+    Adds ExpTest's flags to any `TrainingArguments`, for example TRL's `SFTConfig`.
 
     Args:
         exptest (`bool`, *optional*, defaults to `False`): whether the script is to use ExpTest.
@@ -28,6 +23,18 @@ class ExpTestArgumentsMixin:
         exptest_alpha (`float`, *optional*, defaults to 0.05): significance level of the tests.
         exptest_beta (`float`, *optional*, defaults to 1/3): factor of each learning-rate decay.
         exptest_learning_rate (`float`, *optional*): starting rate; by default ExpTest finds it.
+
+    Example:
+
+        >>> from dataclasses import dataclass
+        >>> from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+        >>> from hf_exptest import ExpTestArgumentsMixin
+        >>> @dataclass
+        ... class Arguments(ExpTestArgumentsMixin, Seq2SeqTrainingArguments): ...
+        >>> flags = ["--exptest", "--exptest_alpha", "0.01", "--predict_with_generate"]
+        >>> (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(flags)
+        >>> args.exptest_config().alpha
+        0.01
     """
 
     exptest: bool = field(default=False, metadata={"help": "Let ExpTest find and tune the learning rate."})
@@ -58,7 +65,17 @@ class ExpTestArgumentsMixin:
 
 @dataclass
 class ExpTestTrainingArguments(ExpTestArgumentsMixin, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with ExpTest's flags; see [`ExpTestArgumentsMixin`]."""
+    """
+    [`~transformers.TrainingArguments`] with ExpTest's flags; see [`ExpTestArgumentsMixin`].
+
+    Example:
+
+        >>> from hf_exptest import ExpTestCallback, ExpTestTrainingArguments
+        >>> args = ExpTestTrainingArguments(output_dir="out", exptest=True, exptest_beta=0.5)
+        >>> callbacks = [ExpTestCallback.from_args(args)] if args.exptest else []
+        >>> callbacks[0].config.beta
+        0.5
+    """
 
 
 @dataclass
