@@ -126,7 +126,7 @@ def train(parts: tuple[Part, Part, Part], learning_rate: float, iterations: int,
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="ExpTest on California housing, as in the paper.")
     parser.add_argument("--dataset", default="leostelon/california-housing", help="Hub name, or a local .csv file")
-    parser.add_argument("--iterations", type=int, default=10_000)
+    parser.add_argument("--iterations", type=int, default=10_000, help="full-batch steps (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="number of runs")
     args = parser.parse_args(argv)
     # A model this small only loses time when threads share it.

@@ -106,8 +106,10 @@ def save_figure(path: str, runs: dict[int, Run], epochs: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="ExpTest on MNIST, as in the paper.")
     parser.add_argument("--dataset", default="ylecun/mnist", help="Hub name, or a local .npz file")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(PUBLISHED), metavar="N")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=list(PUBLISHED), metavar="N", help="one row each"
+    )
+    parser.add_argument("--epochs", type=int, default=5, help="passes over the data (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="number of runs per batch size")
     parser.add_argument("--figure", help="file for a figure of the first run of each batch size")
     args = parser.parse_args(argv)
