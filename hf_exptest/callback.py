@@ -234,7 +234,7 @@ class ExpTestCallback(TrainerCallback):
             raise RuntimeError("There is nothing to report before training.")
         rows = [row for row in self._trainer.state.log_history if "loss" in row and "learning_rate" in row]
         return Report(
-            config=self.config.to_dict(),
+            config=self.config,
             num_training_steps=self._trainer.state.max_steps,
             history=self.history,
             search=self.search,

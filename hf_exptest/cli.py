@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .report import Report, smoothed
+from .report import Report, draw, smoothed
 
 _COLUMNS = ("run", "steps", "search steps", "starting rate", "decays", "last rate", "first loss", "last loss")
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "show":
             print(Report.load(options.folder).summary())
         elif options.command == "plot":
-            Report.load(options.folder).plot().savefig(options.output, dpi=150)
+            draw(Report.load(options.folder), options.output)
             print(f"Figure: {options.output}")
         else:
             print(compare(options.folders))

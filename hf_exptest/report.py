@@ -16,30 +16,44 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config import ExpTestConfig
+from .controller import DETECT, TUNE, schedule_bounds
 from .rehearsal import LearningRateSearch
 from .stage import Rung
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Colour, line width and explanation of each kind of decision.
+# Colours that colour-blind readers can tell apart (Okabe and Ito); and nothing is told by colour alone.
+_BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILLION = "black", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+# Colour, marker, line style and explanation of each kind of decision.
 _DECISIONS = {
-    "start": ("black", 1.2, "start"),
-    "detected": ("tab:blue", 1.2, "detected: loss decays exponentially"),
-    "continue": ("tab:green", 0.9, "continue: loss still falls"),
-    "decay": ("tab:red", 1.2, "decay: test failed, rate lowered"),
+    "start": (_BLACK, ">", ":", "start"),
+    "detected": (_BLUE, "^", "-.", "detected: loss decays exponentially"),
+    "continue": (_GREEN, "o", ":", "continue: loss still falls"),
+    "decay": (_VERMILLION, "v", "--", "decay: test failed, rate lowered"),
 }
+# Colour of each phase.
+_PHASES = {"warm-up": _ORANGE, DETECT: _BLUE, TUNE: _SKY, "cool-down": "gray"}
+# A band narrower than this share of the run has no room for its name.
+_NARROW = 0.05
 _VERDICTS = {
     ("exponential_decay", True): "loss decays exponentially",
     ("exponential_decay", False): "loss does not decay exponentially",
     ("slope", True): "loss still falls",
     ("slope", False): "loss no longer falls",
+    ("divergence", False): "loss diverged",
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
 REPORT_VERSION = 1
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
+# A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.
+_AXIS_REACH = 30
+_ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "decision"}
 
 
 @dataclass(frozen=True)
@@ -48,14 +62,22 @@ class Report:
     One run, as `exptest.json` in its `output_dir` has it.
 
     Attributes:
-        config (`dict`): the settings, see [`ExpTestConfig`].
+        config ([`ExpTestConfig`]): the settings.
         num_training_steps (`int`): length of the run in optimizer steps.
         history (`list[dict]`): the decisions, see [`ExpTestController`].
         search ([`LearningRateSearch`] or `None`): how the starting rate was found.
         steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
+
+    Example:
+
+    ```python
+    report = Report.load("out")
+    print(report.summary())
+    report.plot().figure.savefig("exptest.pdf")
+    ```
     """
 
-    config: dict[str, Any]
+    config: ExpTestConfig
     num_training_steps: int
     history: list[dict[str, Any]]
     search: LearningRateSearch | None
@@ -68,12 +90,24 @@ class Report:
         """The rate that a later run can start from."""
         if self.search is not None:
             return self.search.learning_rate
-        rate = self.history[0]["learning_rate"] if self.history else self.config["learning_rate"]
-        return float(rate)
+        given = self.config.learning_rate
+        return float(self.history[0]["learning_rate"] if given is None else given)
 
-    def plot(self) -> Figure:
-        """The figure of [`plot_training`]."""
-        return plot_training(self.steps, self.losses, self.learning_rates, self.history, self.search)
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """
+        Draw the run; needs matplotlib.
+
+        The loss, raw and smoothed, above the learning rate on a log axis; phases are shaded, window by window, and
+        decisions marked. The search, if there was one, has a panel to the left.
+
+        Args:
+            ax (`matplotlib.axes.Axes`, *optional*):
+                Draw the panel of the loss alone there, with phases and decisions.
+
+        Returns:
+            `matplotlib.axes.Axes`: of the loss; its `.figure` has the other panels.
+        """
+        return _plot_run(self)[1] if ax is None else _plot_loss(self, ax)
 
     def summary(self) -> str:
         """The text of [`summary`]."""
@@ -83,17 +117,13 @@ class Report:
         """Write `exptest.json`."""
         values = {"version": REPORT_VERSION, **_plain(dataclasses.asdict(self))}
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, REPORT_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+        Path(folder, REPORT_NAME).write_text(text, encoding="utf-8")
 
     def save_figure(self, folder: str | Path) -> None:
         """Write `exptest.png`, if matplotlib is installed and anything was logged."""
-        if not self.steps or importlib.util.find_spec("matplotlib") is None:
-            return
-        from matplotlib import pyplot as plt
-
-        figure = self.plot()
-        figure.savefig(Path(folder, FIGURE_NAME), dpi=150)
-        plt.close(figure)
+        if self.steps and importlib.util.find_spec("matplotlib") is not None:
+            draw(self, Path(folder, FIGURE_NAME))
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -101,24 +131,39 @@ class Report:
         Read `exptest.json` from `folder`.
 
         Raises:
-            `ValueError`: if there is none, or of another version.
+            `ValueError`: naming the file, if there is none, or not one that this release wrote.
         """
         path = Path(folder, REPORT_NAME)
         if not path.is_file():
             raise ValueError(
                 f"{str(folder)!r} has no {REPORT_NAME}; it is written at the end of a training with ExpTest."
             )
-        values = json.loads(path.read_text())
-        version = values.pop("version", None)
-        if version != REPORT_VERSION:
-            raise ValueError(f"{str(path)!r} has version {version!r}; this release reads version {REPORT_VERSION}.")
-        if values["search"] is not None:
-            rungs = [
-                Rung(**{**rung, "curve": _floats(rung["curve"]), "end_losses": _floats(rung["end_losses"])})
-                for rung in values["search"]["rungs"]
-            ]
-            values["search"] = LearningRateSearch(**{**values["search"], "rungs": rungs})
-        return cls(**{**values, "losses": _floats(values["losses"])})
+        try:
+            return _report(json.loads(path.read_text(encoding="utf-8")))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _report(values: dict[str, Any]) -> Report:
+    """A report from the values in its file, which may be anybody's."""
+    version = values.pop("version", None)
+    if version != REPORT_VERSION:
+        raise ValueError(f"it has version {version!r}; this release reads version {REPORT_VERSION}.")
+    if values["search"] is not None:
+        rungs = [
+            Rung(**{**rung, "curve": _floats(rung["curve"]), "end_losses": _floats(rung["end_losses"])})
+            for rung in values["search"]["rungs"]
+        ]
+        values["search"] = LearningRateSearch(**{**values["search"], "rungs": rungs})
+    values["losses"] = _floats(values["losses"])
+    report = Report(**{**values, "config": ExpTestConfig.from_dict(values["config"])})
+    lengths = [len(report.steps), len(report.losses), len(report.learning_rates)]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"it has {lengths} steps, losses and learning rates; they belong together.")
+    for entry in report.history:
+        if not _ENTRY_KEYS <= entry.keys():
+            raise ValueError(f"its history lacks {sorted(_ENTRY_KEYS - entry.keys())} in {entry}.")
+    return report
 
 
 def _plain(value: Any) -> Any:
@@ -147,8 +192,8 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
         change = f"falls to {rate}"
     else:
         change = f"{previous['learning_rate']:.2g} -> {rate}"
-    test = f"p = {entry['p_value']:.2g} over {entry['window']} steps"
-    return f"step {entry['step']}: {verdict} ({test}): learning rate {change}"
+    test = f" (p = {entry['p_value']:.2g} over {entry['window']} steps)" if entry["test"] != "divergence" else ""
+    return f"step {entry['step']}: {verdict}{test}: learning rate {change}"
 
 
 def descriptions(history: Sequence[dict[str, Any]]) -> list[str]:
@@ -168,74 +213,117 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
     return values
 
 
-def plot_training(
-    steps: Sequence[int],
-    losses: Sequence[float],
-    learning_rates: Sequence[float],
-    history: Sequence[dict[str, Any]],
-    search: LearningRateSearch | None = None,
-) -> Figure:
-    """
-    Draw one run: the loss, below it the learning rate, and the decisions as vertical lines through both.
+def phases(report: Report) -> list[tuple[str, float, float]]:
+    """Name, first step and last step of each phase; between warm-up and cool-down, of each window."""
+    start, end = schedule_bounds(report.config, report.num_training_steps)
+    spans: list[tuple[str, float, float]] = [("warm-up", 0, start)]
+    phase = DETECT if report.config.window is None else TUNE
+    for entry in report.history:
+        if entry["decision"] == "start":
+            phase = entry["phase"]
+        elif start < entry["step"] <= end:
+            spans.append((entry["phase"], spans[-1][2], entry["step"]))
+            phase = TUNE if entry["decision"] == "detected" else entry["phase"]
+    spans += [(phase, spans[-1][2], end), ("cool-down", end, report.num_training_steps)]
+    return [span for span in spans if span[1] < span[2]]
 
-    The rate is drawn on a log axis where the decisions span more than a factor of ten. Needs matplotlib.
 
-    Args:
-        steps (`Sequence[int]`): optimizer steps made when each loss was logged.
-        losses (`Sequence[float]`): training loss at each of `steps`.
-        learning_rates (`Sequence[float]`): learning rate at each of `steps`.
-        history (`Sequence[dict]`): the decisions, from `ExpTestCallback.history` or `ExpTestScheduler.history`.
-        search ([`LearningRateSearch`], *optional*): drawn in a panel of its own, to the left.
-
-    Returns:
-        `matplotlib.figure.Figure`
-
-    Raises:
-        `ValueError`: if `steps`, `losses` and `learning_rates` differ in length.
-    """
-    if not len(steps) == len(losses) == len(learning_rates):
-        raise ValueError(
-            f"steps, losses and learning_rates have {len(steps)}, {len(losses)} and {len(learning_rates)} values; they"
-            " need one a logged step each."
-        )
+def draw(report: Report, path: str | Path) -> None:
+    """Write the figure to a file, in the format that its name ends with; needs matplotlib."""
     from matplotlib import pyplot as plt
 
-    if search is None:
+    figure, _ = _plot_run(report)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _plot_run(report: Report) -> tuple[Figure, Axes]:
+    """The figure, and in it the axes of the loss."""
+    from matplotlib import pyplot as plt
+
+    if report.search is None:
         figure, axes = plt.subplot_mosaic([["loss"], ["rate"]], figsize=(7, 5), layout="constrained")
     else:
         figure, axes = plt.subplot_mosaic(
-            [["search", "loss"], ["search", "rate"]], figsize=(12, 5), width_ratios=[2, 3], layout="constrained"
+            [["search", "loss"], ["search", "rate"]], figsize=(11, 5), width_ratios=[2, 3], layout="constrained"
         )
-        search.plot(axes["search"])
+        axes["search"].set_prop_cycle(color=[_BLUE, _VERMILLION], linestyle=["-", "--"])
+        report.search.plot(axes["search"])
         axes["search"].set_title("Before training: short rehearsals at each rate")
-
+        _label_rates(axes["search"].xaxis)
     loss_axes, rate_axes = axes["loss"], axes["rate"]
-    loss_axes.plot(steps, losses, color="tab:gray", linewidth=0.7, alpha=0.7, label="loss")
-    loss_axes.plot(steps, smoothed(losses), color="tab:orange", linewidth=1.8, label="loss, smoothed")
-    # In steps, so that a decay between two logged steps shows as a fall, not as a slope.
-    rate_axes.plot(steps, learning_rates, color="tab:purple", linewidth=1.8, drawstyle="steps-pre")
-    labels = {}
-    for entry in history:
-        color, width, label = _DECISIONS[entry["decision"]]
-        for ax in (loss_axes, rate_axes):
-            line = ax.axvline(entry["step"], color=color, linewidth=width, linestyle="--", zorder=1)
-        labels[label] = line
-
-    rates = [entry["learning_rate"] for entry in history]
-    if rates and max(rates) > 10 * min(rates):
-        rate_axes.set_yscale("log")
-    else:
-        rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        rate_axes.set_ylim(bottom=0)
-    loss_axes.set(title="Training", ylabel="training loss")
+    _plot_loss(report, loss_axes).set_xlabel("")
+    loss_axes.set_title("Training", pad=22)
     loss_axes.tick_params(labelbottom=False)
-    # A falling loss leaves this corner free.
-    loss_axes.legend(fontsize="small", loc="lower left")
+    _plot_rate(report, rate_axes)
     rate_axes.sharex(loss_axes)
-    rate_axes.set(xlabel="step", ylabel="learning rate")
-    if labels:
-        rate_axes.legend(list(labels.values()), list(labels), fontsize="small")
-    return figure
+    return figure, loss_axes
+
+
+def _plot_loss(report: Report, ax: Axes) -> Axes:
+    ax.plot(report.steps, report.losses, color="gray", linewidth=0.8, label="loss")
+    ax.plot(report.steps, smoothed(report.losses), color=_BLACK, linewidth=2.2, label="loss, smoothed")
+    _mark_schedule(report, ax)
+    for kind, (color, marker, _, label) in _DECISIONS.items():
+        steps = [entry["step"] for entry in report.history if entry["decision"] == kind]
+        if steps:
+            # On the upper edge, where they hide no curve.
+            ax.plot(
+                steps,
+                [1] * len(steps),
+                color=color,
+                marker=marker,
+                markersize=9,
+                linestyle="",
+                transform=ax.get_xaxis_transform(),
+                clip_on=False,
+                zorder=3,
+                label=label,
+            )
+    named = phases(report)
+    for name in _PHASES:
+        edges = [edge for phase, *span in named if phase == name for edge in span]
+        if edges and edges[-1] - edges[0] > _NARROW * report.num_training_steps:
+            ax.annotate(
+                name if name in ("warm-up", "cool-down") else name.upper(),
+                ((edges[0] + edges[-1]) / 2, 1),
+                (0, 7),
+                xycoords=ax.get_xaxis_transform(),
+                textcoords="offset points",
+                ha="center",
+                fontsize="small",
+            )
+    ax.set(xlabel="step", ylabel="training loss", xlim=(0, report.num_training_steps))
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _plot_rate(report: Report, ax: Axes) -> None:
+    # In steps, so that a decay between two logged steps shows as a fall, not as a slope.
+    ax.plot(report.steps, report.learning_rates, color=_BLACK, linewidth=2.2, drawstyle="steps-pre")
+    _mark_schedule(report, ax)
+    ax.set(yscale="log", xlabel="step", ylabel="learning rate")
+    _label_rates(ax.yaxis)
+    lowest = min(entry["learning_rate"] for entry in report.history) if report.history else report.starting_rate
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / _AXIS_REACH))
+
+
+def _label_rates(axis: Axis) -> None:
+    """Label 1, 2 and 5 of each decade, in figures that can be typed in again."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _mark_schedule(report: Report, ax: Axes) -> None:
+    """Shade the phases, and draw a line at each decision."""
+    for name, start, end in phases(report):
+        ax.axvspan(start, end, facecolor=(_PHASES[name], 0.2), edgecolor="gray", linewidth=0.6, zorder=0)
+    for entry in report.history:
+        color, _, style, _ = _DECISIONS[entry["decision"]]
+        ax.axvline(entry["step"], color=color, linewidth=1.2, linestyle=style, zorder=1)
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -261,22 +349,26 @@ def summary(history: Sequence[dict[str, Any]], search: LearningRateSearch | None
 def _search_lines(search: LearningRateSearch | None) -> list[str]:
     if search is None:
         return ["The learning rate was not searched for."]
-    untouched = float(np.mean(search.untouched_losses))
     lengths = " and ".join(str(length) for length in sorted({rung.num_steps for rung in search.rungs}))
     lines = [
         f"ExpTest found the learning rate {search.learning_rate:.3g} before the first step.",
         f"It rehearsed short runs from the same weights, beginning at the upper bound {search.upper_bound:.3g}:",
         "    learning rate   steps   loss on held-out batches",
     ]
-    for rung in sorted(search.rungs, key=lambda rung: (rung.num_steps, -rung.learning_rate)):
-        end = f"{rung.end_loss:.4f}" if np.isfinite(rung.end_loss) else "diverged"
-        lines.append(f"    {rung.learning_rate:<13.2e}   {rung.num_steps:>5}   {end}")
     return [
         *lines,
-        f"    {'untouched':<13}   {0:>5}   {untouched:.4f}",
+        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in _search_rows(search)),
         f"The best rates of {lengths} steps, carried on to the length of the run, give {search.learning_rate:.3g}.",
         f"The search took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was.",
     ]
+
+
+def _search_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
+    """Rate, length and outcome of each rehearsal, the short ones first, and of none."""
+    rungs = sorted(search.rungs, key=lambda rung: (rung.num_steps, -rung.learning_rate))
+    ends = [f"{rung.end_loss:.4f}" if np.isfinite(rung.end_loss) else "diverged" for rung in rungs]
+    rows = [(f"{rung.learning_rate:.2e}", str(rung.num_steps), end) for rung, end in zip(rungs, ends, strict=True)]
+    return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
 
 
 def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,21 +1,25 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from toys import make_trainer
 from transformers import TrainerCallback
 
-from hf_exptest import ExpTestCallback, Report
+from hf_exptest import ExpTestCallback, ExpTestConfig, Report
 from hf_exptest.cli import main
 from hf_exptest.rehearsal import LearningRateSearch
-from hf_exptest.report import describe, plot_training, smoothed, summary
+from hf_exptest.report import describe, phases, smoothed, summary
 from hf_exptest.stage import Rung
 
 STEPS = list(range(1, 101))
 LOSSES = [1 / step for step in STEPS]
-RATES = [0.3] * 60 + [0.1] * 40
+RATES = [0.3] * 60 + [0.1 * (100 - step) / 40 for step in range(60, 100)]
+# Warm-up to step 10, cool-down from step 60.
+CONFIG = ExpTestConfig(warmup=0.1, cooldown=0.4)
 
 
 def entry(step, decision, learning_rate=0.3, phase="tune", test="slope", p_value=0.01, window=20):
@@ -61,10 +65,19 @@ def _close_figures():
     plt.close("all")
 
 
-def markers(ax):
-    """Step and colour of each vertical line over the whole height."""
+def make_report(history=HISTORY, search=None, config=CONFIG, losses=LOSSES, rates=RATES):
+    return Report(config, 100, history, search, STEPS, losses, rates)
+
+
+def vertical_lines(ax):
+    """Step, colour and style of each vertical line over the whole height."""
     lines = [line for line in ax.lines if list(line.get_ydata()) == [0, 1]]
-    return [(line.get_xdata()[0], line.get_color()) for line in lines]
+    return [(line.get_xdata()[0], line.get_color(), line.get_linestyle()) for line in lines]
+
+
+def bands(ax):
+    """First and last step, and colour, of each shaded band."""
+    return [(patch.get_x(), patch.get_x() + patch.get_width(), patch.get_facecolor()[:3]) for patch in ax.patches]
 
 
 def legend(ax):
@@ -72,53 +85,103 @@ def legend(ax):
 
 
 def test_plot_has_loss_rate_and_decisions():
-    loss_axes, rate_axes = plot_training(STEPS, LOSSES, RATES, HISTORY).axes
+    loss_axes = make_report().plot()
+    panels = loss_axes.figure.axes
+    assert panels[0] is loss_axes
+    assert [ax.get_ylabel() for ax in panels] == ["training loss", "learning rate"]
     raw, smooth = loss_axes.lines[:2]
-    assert list(raw.get_xdata()) == STEPS
+    assert list(raw.get_xdata()) == list(smooth.get_xdata()) == STEPS
     assert list(raw.get_ydata()) == LOSSES
     assert list(smooth.get_ydata()) == smoothed(LOSSES)
     assert raw.get_linewidth() < smooth.get_linewidth()
-    assert list(rate_axes.lines[0].get_ydata()) == RATES
-    assert rate_axes.lines[0].get_drawstyle() == "steps-pre"
-    expected = [(0, "black"), (20, "tab:green"), (40, "tab:green"), (60, "tab:red")]
-    assert markers(loss_axes) == expected
-    assert markers(rate_axes) == expected
-    assert loss_axes.get_xlim() == rate_axes.get_xlim()
+    rate = panels[1].lines[0]
+    assert list(rate.get_ydata()) == RATES
+    assert rate.get_drawstyle() == "steps-pre"
+    expected = [(0, "black", ":"), (20, "#009E73", ":"), (40, "#009E73", ":"), (60, "#D55E00", "--")]
+    assert vertical_lines(loss_axes) == vertical_lines(panels[1]) == expected
+    assert loss_axes.get_xlim() == panels[1].get_xlim() == (0, 100)
 
 
-def test_legend_names_each_kind_once():
-    _, rate_axes = plot_training(STEPS, LOSSES, RATES, HISTORY).axes
-    assert [text.split(":")[0] for text in legend(rate_axes)] == ["start", "continue", "decay"]
+def test_plot_marks_each_kind_of_decision_in_its_own_way():
+    kinds = ["start", "detected", "continue", "decay"]
+    ax = make_report([entry(10 * i, kind) for i, kind in enumerate(kinds)]).plot()
+    assert [text.split(":")[0] for text in legend(ax)] == ["loss", "loss, smoothed", *kinds]
+    marked = [line for line in ax.lines if line.get_marker() != "None"]
+    assert [list(line.get_xdata()) for line in marked] == [[0], [10], [20], [30]]
+    # Shapes and colours that stay apart without each other.
+    assert len({line.get_marker() for line in marked}) == len({line.get_color() for line in marked}) == 4
 
 
-def test_every_kind_of_decision_can_be_drawn():
-    history = [entry(i, kind) for i, kind in enumerate(["start", "detected", "continue", "decay"])]
-    _, rate_axes = plot_training(STEPS, LOSSES, RATES, history).axes
-    assert [text.split(":")[0] for text in legend(rate_axes)] == ["start", "detected", "continue", "decay"]
+def test_plot_shades_and_names_the_phases():
+    ax, rate_axes = make_report().plot().figure.axes
+    shaded = bands(ax)
+    assert shaded == bands(rate_axes)
+    assert [span[:2] for span in shaded] == [(0, 10), (10, 20), (20, 40), (40, 60), (60, 100)]
+    colors = [span[2] for span in shaded]
+    assert colors[1] == colors[2] == colors[3]
+    assert len(set(colors)) == 3
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("warm-up", 5), ("TUNE", 35), ("cool-down", 80)]
 
 
-@pytest.mark.parametrize(("last_rate", "scale"), [(0.1, "linear"), (0.01, "log")])
-def test_rate_axis_is_logarithmic_over_a_wide_range(last_rate, scale):
-    history = [*HISTORY, entry(80, "decay", learning_rate=last_rate)]
-    _, rate_axes = plot_training(STEPS, LOSSES, RATES, history).axes
-    assert rate_axes.get_yscale() == scale
+def test_phases_follow_the_decisions():
+    history = [
+        entry(0, "start", phase="detect"),
+        entry(15, "decay", phase="detect"),
+        entry(20, "detected", phase="detect"),
+        entry(50, "continue"),
+        # Divergence may be noticed in the cool-down, where no window ends.
+        entry(70, "decay"),
+    ]
+    expected = [
+        ("warm-up", 0, 10),
+        ("detect", 10, 15),
+        ("detect", 15, 20),
+        ("tune", 20, 50),
+        ("tune", 50, 60),
+        ("cool-down", 60, 100),
+    ]
+    assert phases(make_report(history)) == expected
+    assert phases(make_report([], config=ExpTestConfig(learning_rate=0.1, warmup=0.0, cooldown=0.0))) == [
+        ("tune", 0, 100)
+    ]
+    assert phases(make_report([], config=ExpTestConfig.paper(learning_rate=0.1))) == [("detect", 0, 100)]
+
+
+def test_rate_axis_is_logarithmic_and_does_not_follow_the_cool_down_to_zero():
+    rate_axes = make_report(rates=[*RATES[:-2], 1e-6, 0.0]).plot().figure.axes[1]
+    assert rate_axes.get_yscale() == "log"
+    # The lowest rate decided on is 0.1.
+    assert rate_axes.get_ylim()[0] == pytest.approx(0.1 / 30)
+    assert 0.3 < rate_axes.get_ylim()[1] < 1
+    # Without a cool-down the axis does not reach further than the rates.
+    steady = make_report(rates=[0.3] * 60 + [0.1] * 40).plot().figure.axes[1]
+    assert 0.05 < steady.get_ylim()[0] < 0.1
 
 
 def test_plot_without_decisions():
-    loss_axes, rate_axes = plot_training(STEPS, LOSSES, RATES, []).axes
-    assert markers(loss_axes) == markers(rate_axes) == []
-    assert rate_axes.get_legend() is None
+    report = make_report([], config=ExpTestConfig(learning_rate=0.3))
+    loss_axes, rate_axes = report.plot().figure.axes
+    assert vertical_lines(loss_axes) == vertical_lines(rate_axes) == []
+    assert legend(loss_axes) == ["loss", "loss, smoothed"]
 
 
 def test_plot_with_search_has_its_own_panel(search):
-    axes = plot_training(STEPS, LOSSES, RATES, HISTORY, search).axes
+    axes = make_report(search=search).plot().figure.axes
     assert [ax.get_ylabel() for ax in axes] == ["loss on held-out batches", "training loss", "learning rate"]
-    assert list(axes[0].lines[0].get_xdata()) == [0.3, 0.9]
+    short, long = axes[0].lines[:2]
+    assert list(short.get_xdata()) == [0.3, 0.9]
+    assert short.get_linestyle() != long.get_linestyle()
 
 
-def test_plot_quotes_lengths_that_differ():
-    with pytest.raises(ValueError, match="100, 99 and 100 values"):
-        plot_training(STEPS, LOSSES[1:], RATES, [])
+def test_plot_draws_the_loss_into_given_axes(search):
+    figure, (left, right) = plt.subplots(1, 2)
+    assert make_report(search=search).plot(right) is right
+    assert figure.axes == [left, right]
+    assert not left.lines
+    assert list(right.lines[0].get_ydata()) == LOSSES
+    assert len(vertical_lines(right)) == 4
+    assert len(right.patches) == 5
+    assert (right.get_xlabel(), right.get_ylabel()) == ("step", "training loss")
 
 
 def test_smoothed_averages_a_twentieth_around_each_point():
@@ -179,8 +242,21 @@ def test_decisions_in_words(changes, text):
     assert describe(last, HISTORY[0]) == text
 
 
+def test_divergence_in_words():
+    last = entry(7, "decay", learning_rate=0.1, test="divergence", p_value=1.0, window=0)
+    assert describe(last, HISTORY[0]) == "step 7: loss diverged: learning rate 0.3 -> 0.1"
+
+
+def test_starting_rate(search):
+    given = ExpTestConfig(learning_rate=0.7)
+    assert make_report(search=search).starting_rate == 0.3
+    assert make_report([entry(0, "start", learning_rate=0.2), *HISTORY[1:]]).starting_rate == 0.2
+    # A given rate is not in the history, whose first entry may already have lowered it.
+    assert make_report([entry(60, "decay", learning_rate=0.1)], config=given).starting_rate == 0.7
+
+
 def test_report_survives_its_file(tmp_path, search):
-    report = Report({"alpha": 0.05}, 300, HISTORY, search, STEPS, [*LOSSES[:-1], float("inf")], RATES)
+    report = make_report(search=search, losses=[*LOSSES[:-1], float("inf")])
     report.save(tmp_path)
     loaded = Report.load(tmp_path)
     assert loaded == report
@@ -189,11 +265,58 @@ def test_report_survives_its_file(tmp_path, search):
     assert "Infinity" not in (tmp_path / "exptest.json").read_text()
 
 
-def test_reports_that_cannot_be_read_are_named(tmp_path):
+def change(values, *path, **changes):
+    """The values of a report with some of those at `path` changed, or taken out where the new one is `None`."""
+    for key in path:
+        values = values[key]
+    values.update(changes)
+    for key in [key for key, value in changes.items() if value is None]:
+        del values[key]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "message"),
+    [
+        ((), {"version": 99}, "it has version 99; this release reads version 1"),
+        ((), {"version": None}, "it has version None"),
+        ((), {"losses": None}, "'losses'"),
+        ((), {"num_training_steps": None}, "'num_training_steps'"),
+        # A report holds no paths, so there are none to follow.
+        ((), {"figure": "../../secret.png"}, "'figure'"),
+        ((), {"steps": [1, 2]}, r"\[2, 100, 100\] steps, losses and learning rates"),
+        (("search",), {"upper_bound": None}, "'upper_bound'"),
+        (("search", "rungs", 1), {"momentum": 0.9}, "'momentum'"),
+        (("config",), {"momentum": 0.9}, r"Unknown ExpTest settings \['momentum'\]"),
+        (("config",), {"alpha": 2.0}, "alpha=2.0"),
+        (("history", 1), {"p_value": None, "window": None}, r"history lacks \['p_value', 'window'\]"),
+    ],
+)
+def test_reports_with_other_keys_or_values_are_refused(tmp_path, search, path, changes, message):
+    make_report(search=search).save(tmp_path)
+    file = tmp_path / "exptest.json"
+    values = json.loads(file.read_text())
+    change(values, *path, **changes)
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"exptest\.json' cannot be read: .*" + message):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_reports_are_refused(tmp_path, search, share):
+    make_report(search=search).save(tmp_path)
+    file = tmp_path / "exptest.json"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"exptest\.json' cannot be read: .*line"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"7", b"\x80\x04\x95pickle", b'{"version": 1}'])
+def test_other_files_are_refused(tmp_path, content):
     with pytest.raises(ValueError, match=r"has no exptest\.json"):
         Report.load(tmp_path)
-    (tmp_path / "exptest.json").write_text('{"version": 99}')
-    with pytest.raises(ValueError, match="has version 99; this release reads version 1"):
+    (tmp_path / "exptest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"exptest\.json' cannot be read"):
         Report.load(tmp_path)
 
 
@@ -223,13 +346,13 @@ def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
     assert report == callback.report()
     assert report.steps == list(range(1, 201))
     assert report.starting_rate == callback.search.learning_rate
-    assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1800)
+    assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1650)
 
     capsys.readouterr()
     main(["show", str(tmp_path)])
     assert capsys.readouterr().out.rstrip() == report.summary()
     main(["plot", str(tmp_path), "--output", str(tmp_path / "again.png")])
-    assert plt.imread(tmp_path / "again.png").shape[:2] == (750, 1800)
+    assert plt.imread(tmp_path / "again.png").shape[:2] == (750, 1650)
     capsys.readouterr()
     main(["compare", str(tmp_path), str(tmp_path)])
     header, first, second = capsys.readouterr().out.splitlines()
