@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftConfig
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -20,7 +21,9 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 pytest.importorskip("sklearn")
@@ -143,6 +146,29 @@ def test_image_classification(tmp_path, run):
     assert before < 25
     assert after > 60
     assert ViTForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
+
+
+def test_image_classification_on_a_local_model_and_folder(tmp_path, run):
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    # Two classes, unlike the data: the head has to be replaced.
+    ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    for shade, name in enumerate(["black", "gray", "white"]):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("L", (10, 10), 120 * shade + i // 2).save(tmp_path / "images" / name / f"{i}.png")
+
+    output = run(
+        *["image_classification", "--model_name_or_path", tmp_path / "model", "--dataset_name", tmp_path / "images"],
+        *["--output_dir", tmp_path / "out", "--max_steps", 30],
+    )
+
+    (after,) = numbers(r"Accuracy on 18 held-out images: .* training, (.*)% after\.", output)
+    assert after > 60
+    trained = ViTForImageClassification.from_pretrained(tmp_path / "out").config
+    assert (trained.num_labels, trained.hidden_size) == (3, 16)
 
 
 def test_find_learning_rate(tmp_path, language_model, texts, run):
