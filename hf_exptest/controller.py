@@ -95,8 +95,8 @@ class ExpTestController:
                 "num_training_steps=None, but warmup, cooldown or window are shares of it. Pass the number of"
                 " optimizer steps, or use ExpTestConfig.paper()."
             )
-        if num_training_steps is not None and num_training_steps < 1:
-            raise ValueError(f"num_training_steps={num_training_steps!r} must be at least 1.")
+        if num_training_steps is not None and not (num_training_steps >= 1 and num_training_steps % 1 == 0):
+            raise ValueError(f"num_training_steps={num_training_steps!r} must be a whole number, at least 1.")
         self.config = config
         self.num_training_steps = num_training_steps
         self.history: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.stats
+from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
@@ -126,6 +127,10 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> sorted({rung.num_steps for rung in search.rungs})
         [14, 56]
     """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(f"trainer must be a transformers.Trainer, not {type(trainer).__name__}.")
+    if config is not None and not isinstance(config, ExpTestConfig):
+        raise TypeError(f"config must be an ExpTestConfig, not {type(config).__name__}.")
     reason = why_not_restorable(trainer)
     if reason is not None:
         raise ValueError(f"Cannot search for the learning rate: {reason}.")
@@ -171,8 +176,9 @@ def why_not_restorable(trainer: Trainer) -> str | None:
 
 
 def _is_one_shot(dataset: Any) -> bool:
-    """Whether `dataset` is an iterator, so that reading it twice is impossible."""
-    return hasattr(dataset, "__next__")
+    """Whether `dataset` is an iterator, or gives the same one each time: reading it twice is impossible."""
+    is_stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+    return is_stream and iter(dataset) is iter(dataset)
 
 
 def first_update_bound(trainer: Trainer) -> float:
