@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test quality test-lowest clean
+.PHONY: help quickstart test quality test-minimum test-latest clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1:\2/p' $(MAKEFILE_LIST) | awk -F: '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -22,11 +22,17 @@ quality: .venv/.installed ## Lint, format check and type check
 	.venv/bin/mypy hf_exptest
 
 # Old releases use what newer ones have deprecated since, so here a deprecation is only printed.
-test-lowest: .venv-lowest/.installed ## Run the tests with the oldest allowed dependencies (Python 3.10 to 3.12)
-	.venv-lowest/bin/python -m pytest -W default
+test-minimum: .venv-minimum/.installed ## Run the tests with the oldest allowed dependencies (Python 3.10 to 3.12)
+	.venv-minimum/bin/python -m pytest -W default
+
+# Upgraded each time, since what is newest changes.
+test-latest: ## Run the tests with the newest releases there are
+	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,test]"
+	.venv-latest/bin/python -m pytest
 
 clean: ## Delete the environments, caches and builds
-	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-minimum .venv-latest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find hf_exptest tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -34,7 +40,7 @@ clean: ## Delete the environments, caches and builds
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
-.venv-lowest/.installed: pyproject.toml .ci/constraints-lowest.txt
-	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -c .ci/constraints-lowest.txt -e ".[examples,test]"
+.venv-minimum/.installed: pyproject.toml .ci/constraints-minimum.txt
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install -c .ci/constraints-minimum.txt -e ".[examples,test]"
 	touch $@
