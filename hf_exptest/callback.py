@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.utils import logging
 from .config import ExpTestConfig
 from .loss_signal import LossSignal
 from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
-from .report import Report, descriptions, log_values
+from .report import FIGURE_NAME, Report, add_to_model_card, descriptions, log_values
 from .scheduler import ExpTestScheduler, check_optimizer
 from .training_args import ExpTestArgumentsMixin
 
@@ -53,7 +54,8 @@ class ExpTestCallback(TrainerCallback):
 
     Each logged training step carries `exptest_phase` (0 warm-up, 1 DETECT, 2 TUNE, 3 cool-down), `exptest_decays` and,
     once there was a test, `exptest_p_value` and `exptest_window` of the last one. At the end, `exptest.json` and, with
-    matplotlib, `exptest.png` are written to `output_dir`, see [`Report`] and the command `hf-exptest`.
+    matplotlib, `exptest.png` are written to `output_dir`, see [`Report`] and the command `hf-exptest`. The model card
+    (`create_model_card`, `push_to_hub`) tells of them too.
 
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
@@ -104,6 +106,7 @@ class ExpTestCallback(TrainerCallback):
             training_step=functools.partial(self._training_step, trainer.training_step),
             log=functools.partial(self._log, trainer.log),
             create_scheduler=self._create_scheduler,
+            create_model_card=functools.partial(self._create_model_card, trainer.create_model_card),
         )
 
     def _training_step(self, training_step: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -116,6 +119,19 @@ class ExpTestCallback(TrainerCallback):
         if "loss" in logs and self._scheduler is not None:
             logs.update(log_values(self.history, self._scheduler.phase))
         log(logs, *args, **kwargs)
+
+    def _create_model_card(self, create_model_card: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        create_model_card(*args, **kwargs)
+        trainer = self._trainer
+        assert trainer is not None
+        if self._scheduler is None or not trainer.is_world_process_zero():
+            return
+        assert trainer.args.output_dir is not None
+        folder = Path(trainer.args.output_dir)
+        card = folder / "README.md"
+        # As text, so that the metadata stay as they are.
+        text = add_to_model_card(card.read_text(encoding="utf-8"), self.report(), (folder / FIGURE_NAME).is_file())
+        card.write_text(text, encoding="utf-8")
 
     def _create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -224,7 +240,8 @@ class ExpTestCallback(TrainerCallback):
             return
         for entry, line in zip(history[num_reported:], descriptions(history)[num_reported:], strict=True):
             message = f"ExpTest: {line}"
-            logger.info(message)
+            is_doubtful = entry["test"] == "divergence" or entry["left_out"] > 0
+            logger.log(logging.WARNING if is_doubtful else logging.INFO, message)
             if not args.disable_tqdm and entry["decision"] != "continue":
                 tqdm.write(message)
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happened in one run: values for the log, a text, a figure, and a file with everything that they need."""
+"""What happened in one run: values for the log, a text, a figure, a section for the model card, and a file with
+everything that they need."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,7 @@ _VERDICTS = {
     ("exponential_decay", False): "loss does not decay exponentially",
     ("slope", True): "loss still falls",
     ("slope", False): "loss no longer falls",
-    ("divergence", False): "loss diverged",
+    ("divergence", False): "loss is not finite, so the weights may be lost",
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
@@ -53,7 +55,7 @@ REPORT_VERSION = 1
 _SMOOTHING = 0.05
 # A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.
 _AXIS_REACH = 30
-_ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "decision"}
+_ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "left_out", "decision"}
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,10 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
         change = f"falls to {rate}"
     else:
         change = f"{previous['learning_rate']:.2g} -> {rate}"
-    test = f" (p = {entry['p_value']:.2g} over {entry['window']} steps)" if entry["test"] != "divergence" else ""
+    left_out = f", {entry['left_out']} left out" if entry["left_out"] else ""
+    test = f" (p = {entry['p_value']:.2g} over {entry['window']} steps{left_out})"
+    if entry["test"] == "divergence":
+        test = ""
     return f"step {entry['step']}: {verdict}{test}: learning rate {change}"
 
 
@@ -375,3 +380,39 @@ def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
     if not history:
         return ["No test was made while training."]
     return ["Decisions:", *(f"    {line}" for line in descriptions(history))]
+
+
+def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
+    """
+    The text of a model card, with ExpTest's section and with its learning rate among the hyper-parameters.
+
+    Args:
+        card (`str`): as `Trainer.create_model_card` wrote it; TRL's has no hyper-parameters.
+        report ([`Report`]): what the section tells.
+        has_figure (`bool`): whether `exptest.png` lies beside the card.
+    """
+    schedule = f"ExpTest, warm-up {report.config.warmup:.0%}, cool-down {report.config.cooldown:.0%} of the steps"
+    card = re.sub(r"^- learning_rate: .*$", f"- learning_rate: {report.starting_rate}", card, flags=re.MULTILINE)
+    card = re.sub(r"^- lr_scheduler_type: .*$", f"- lr_scheduler_type: {schedule}", card, flags=re.MULTILINE)
+    card = re.sub(r"^- lr_scheduler_warmup_steps: .*\n", "", card, flags=re.MULTILINE)
+    text, heading, rest = card.partition("### Framework versions\n")
+    return f"{text.rstrip()}\n\n{_card_section(report, has_figure)}\n\n{heading}{rest}"
+
+
+def _card_section(report: Report, has_figure: bool) -> str:
+    link = "[ExpTest](https://arxiv.org/abs/2411.16975)"
+    search = report.search
+    if search is None:
+        parts = [f"{link} set the learning rate, beginning at {report.starting_rate:.2g}."]
+    else:
+        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_search_rows(search)]
+        parts = [
+            f"{link} found the learning rate {search.learning_rate:.2g} by short rehearsals from the same weights, in"
+            f" {search.num_steps} steps, beginning at the upper bound {search.upper_bound:.2g}:",
+            "\n".join(f"| {' | '.join(row)} |" for row in table),
+        ]
+    if report.history:
+        parts.append("\n".join(f"- {line}" for line in descriptions(report.history)))
+    if has_figure:
+        parts.append(f"![Rehearsals, loss, learning rate and decisions]({FIGURE_NAME})")
+    return "\n\n".join(["### Learning rate", *parts])

@@ -1,0 +1,165 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import transformers.trainer
+from huggingface_hub import HfApi, ModelCard
+from peft import LoraConfig, get_peft_model
+from toys import language_data, language_model, make_sft_trainer, make_trainer
+
+from hf_exptest import ExpTestCallback
+from hf_exptest.report import describe
+
+GIVEN = {"learning_rate": 0.02}
+
+
+def language_trainer(path, callback, model=None, **overrides):
+    """Of a model with a config, which Trainer's card needs."""
+    return make_trainer(
+        path, [callback], model=language_model() if model is None else model, data=language_data(), **overrides
+    )
+
+
+def section(path):
+    """The card's metadata, and the text of its section on the learning rate."""
+    card = ModelCard.load(path / "README.md")
+    assert card.text.count("### Learning rate\n") == 1
+    return card.data, card.text.split("### Learning rate\n")[1].split("\n#")[0]
+
+
+def hyperparameters(path):
+    lines = re.findall(r"^- (\w+): (.*)$", ModelCard.load(path / "README.md").text, flags=re.MULTILINE)
+    return dict(lines)
+
+
+def table(text):
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert rows[1] == ["---:"] * 3
+    return rows[2:]
+
+
+def assert_tells_of_the_search(text, search):
+    rungs = sorted(search.rungs, key=lambda rung: (rung.num_steps, -rung.learning_rate))
+    rows = table(text)
+    assert [float(row[0]) for row in rows[:-1]] == pytest.approx([rung.learning_rate for rung in rungs], rel=1e-2)
+    assert [int(row[1]) for row in rows[:-1]] == [rung.num_steps for rung in rungs]
+    assert [row[2] for row in rows[:-1]] == [f"{rung.end_loss:.4f}" for rung in rungs]
+    assert rows[-1][:2] == ["untouched", "0"]
+    assert f"found the learning rate {search.learning_rate:.2g} " in text
+    assert f"in {search.num_steps} steps" in text
+
+
+@pytest.mark.figures
+def test_card_tells_how_the_learning_rate_was_found(tmp_path):
+    callback = ExpTestCallback()
+    trainer = language_trainer(tmp_path, callback, max_steps=200, learning_rate=5e-5, warmup_steps=3)
+    trainer.train()
+    trainer.create_model_card(model_name="toy", tags="test")
+    metadata, text = section(tmp_path)
+    assert metadata.library_name == "transformers"
+    assert metadata.tags == ["test", "generated_from_trainer"]
+    assert_tells_of_the_search(text, callback.search)
+    decisions = [line[2:] for line in text.splitlines() if line.startswith("- ")]
+    assert decisions[0] == describe(callback.history[0])
+    assert decisions[1:] == [describe(callback.history[1], callback.history[0])]
+    assert "](exptest.png)" in text
+    values = hyperparameters(tmp_path)
+    assert float(values["learning_rate"]) == callback.search.learning_rate
+    assert values["lr_scheduler_type"] == "ExpTest, warm-up 10%, cool-down 70% of the steps"
+    assert "lr_scheduler_warmup_steps" not in values
+    assert values["train_batch_size"] == "8"
+    headings = re.findall(r"^### (.*)$", (tmp_path / "README.md").read_text(), flags=re.MULTILINE)
+    assert headings[-2:] == ["Learning rate", "Framework versions"]
+
+
+def test_card_of_a_given_rate_has_neither_table_nor_missing_figure(tmp_path):
+    callback = ExpTestCallback(**GIVEN)
+    trainer = language_trainer(tmp_path, callback, max_steps=2)
+    trainer.train()
+    trainer.create_model_card()
+    # Each card is written anew, so there is one section however often.
+    trainer.create_model_card()
+    _, text = section(tmp_path)
+    assert "set the learning rate, beginning at 0.02." in text
+    assert "|" not in text
+    assert "exptest.png" not in text
+    assert hyperparameters(tmp_path)["learning_rate"] == "0.02"
+
+
+def test_card_before_training_is_the_plain_one(tmp_path):
+    callback = ExpTestCallback(**GIVEN)
+    trainer = language_trainer(tmp_path, callback, learning_rate=0.25)
+    trainer.create_model_card()
+    assert "ExpTest" not in (tmp_path / "README.md").read_text()
+    assert hyperparameters(tmp_path)["learning_rate"] == "0.25"
+
+
+def test_only_the_main_process_writes_a_card(tmp_path, monkeypatch):
+    trainer = language_trainer(tmp_path, ExpTestCallback(**GIVEN), max_steps=2)
+    trainer.train()
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    trainer.create_model_card()
+    assert not (tmp_path / "README.md").exists()
+    # Nor does another process touch the card that the main one wrote.
+    (tmp_path / "README.md").write_text("- learning_rate: 1\n")
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").read_text() == "- learning_rate: 1\n"
+
+
+def test_card_of_a_peft_model(tmp_path):
+    adapter = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    callback = ExpTestCallback(**GIVEN)
+    trainer = language_trainer(tmp_path, callback, model=get_peft_model(language_model(), adapter), max_steps=2)
+    trainer.train()
+    # Writes PEFT's own card first.
+    trainer.save_model()
+    trainer.create_model_card()
+    metadata, text = section(tmp_path)
+    assert metadata.library_name == "peft"
+    assert "beginning at 0.02." in text
+    assert hyperparameters(tmp_path)["learning_rate"] == "0.02"
+    assert "- PEFT " in (tmp_path / "README.md").read_text()
+    # Saving again keeps the section.
+    trainer.save_model()
+    assert section(tmp_path)[1].strip() == text.strip()
+
+
+def test_card_of_an_sft_trainer(tmp_path):
+    callback = ExpTestCallback()
+    trainer = make_sft_trainer(tmp_path, [callback])
+    trainer.train()
+    trainer.create_model_card(model_name="toy", dataset_name="toys", tags=["test"])
+    metadata, text = section(tmp_path)
+    assert metadata.datasets == "toys"
+    assert "test" in metadata.tags
+    assert_tells_of_the_search(text, callback.search)
+
+
+@pytest.mark.figures
+def test_push_to_hub_uploads_the_section(tmp_path, monkeypatch):
+    uploads = []
+
+    def upload_folder(*args, **kwargs):
+        files = [path for path in Path(kwargs["folder_path"]).iterdir() if path.is_file()]
+        uploads.append({path.name: path.read_bytes() for path in files})
+
+    # Releases of transformers differ in where they call them.
+    for owner in (HfApi, transformers.trainer):
+        monkeypatch.setattr(owner, "create_repo", lambda *a, **k: SimpleNamespace(repo_id="user/toy"), raising=False)
+        monkeypatch.setattr(owner, "upload_folder", upload_folder, raising=False)
+    callback = ExpTestCallback(**GIVEN)
+    trainer = language_trainer(tmp_path, callback, max_steps=2, hub_model_id="user/toy")
+    trainer.train()
+    trainer.push_to_hub()
+    (files,) = uploads
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.get("library_name") == "transformers"
+    assert "### Learning rate\n" in card.text
+    assert "](exptest.png)" in card.text
+    assert files["exptest.png"].startswith(b"\x89PNG")
+    assert json.loads(files["exptest.json"])["config"]["learning_rate"] == 0.02
