@@ -241,7 +241,8 @@ class ExpTestCallback(TrainerCallback):
         for entry, line in zip(history[num_reported:], descriptions(history)[num_reported:], strict=True):
             message = f"ExpTest: {line}"
             is_doubtful = entry["test"] == "divergence" or entry["left_out"] > 0
-            logger.log(logging.WARNING if is_doubtful else logging.INFO, message)
+            say = logger.warning if is_doubtful else logger.info
+            say(message)
             if not args.disable_tqdm and entry["decision"] != "continue":
                 tqdm.write(message)
 

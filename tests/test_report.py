@@ -30,6 +30,7 @@ def entry(step, decision, learning_rate=0.3, phase="tune", test="slope", p_value
         "p_value": p_value,
         "learning_rate": learning_rate,
         "window": window,
+        "left_out": 0,
         "decision": decision,
     }
 
@@ -244,7 +245,9 @@ def test_decisions_in_words(changes, text):
 
 def test_divergence_in_words():
     last = entry(7, "decay", learning_rate=0.1, test="divergence", p_value=1.0, window=0)
-    assert describe(last, HISTORY[0]) == "step 7: loss diverged: learning rate 0.3 -> 0.1"
+    assert describe(last, HISTORY[0]) == (
+        "step 7: loss is not finite, so the weights may be lost: learning rate 0.3 -> 0.1"
+    )
 
 
 def test_starting_rate(search):
