@@ -50,7 +50,7 @@ _VERDICTS = {
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
 # A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.

@@ -264,7 +264,7 @@ CALLS = {
     ),
     # Files and commands.
     "no report": (lambda p: Report.load(p), ValueError, r"has no exptest\.json; it is written at the end"),
-    "report cut short": (lambda p: report(p, '{"version": 1, "con'), ValueError, r"exptest\.json"),
+    "report cut short": (lambda p: report(p, '{"version": 2, "con'), ValueError, r"exptest\.json"),
     "report of the future": (
         lambda p: report(p, json.dumps({"version": 99})),
         ValueError,

@@ -158,7 +158,7 @@ def test_nan_loss_is_seen_although_the_log_hides_it(tmp_path):
     trainer = make_trainer(tmp_path, [callback], model=Diverging())
     trainer.train()
     assert np.isfinite(logged(trainer, "loss")).all()
-    assert next(e for e in callback.history if e["step"] == 21)["decision"] == "decay"
+    assert next(e for e in callback.history if e["step"] == 22)["test"] == "divergence"
 
 
 def test_group_ratios_and_log(tmp_path):

@@ -280,7 +280,7 @@ def change(values, *path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "message"),
     [
-        ((), {"version": 99}, "it has version 99; this release reads version 1"),
+        ((), {"version": 99}, "it has version 99; this release reads version 2"),
         ((), {"version": None}, "it has version None"),
         ((), {"losses": None}, "'losses'"),
         ((), {"num_training_steps": None}, "'num_training_steps'"),

@@ -94,6 +94,24 @@ def test_supervised_fine_tuning_with_lora(tmp_path):
     assert results[0]["search"] == results[1]["search"] == results[0]["history"][0]["learning_rate"]
 
 
+def test_two_processes_resume_bit_for_bit(tmp_path):
+    first, second = run(tmp_path / "two", 2, "resume", steps=[5, 25, 73])
+    assert first == second
+    history, _ = first["whole"]
+    assert [entry["test"] for entry in history] == ["slope", "slope"]
+    assert first["resumed"] == [first["whole"]] * 3
+
+
+@pytest.mark.parametrize("kind", ["single", "all"])
+def test_bad_losses_on_one_process(tmp_path, kind):
+    results = run(tmp_path / "two", 2, "fault", kind=kind)
+    assert [result["steps"] for result in results] == [80, 80]
+    assert results[0]["history"] == results[1]["history"]
+    decided = [(entry["step"], entry["test"], entry["left_out"]) for entry in results[0]["history"]]
+    assert decided[0] == (38, "slope", 1 if kind == "single" else 0)
+    assert decided[1:] == [(68, "slope", 0)] if kind == "single" else [(51, "divergence", 1)]
+
+
 def test_sharded_parameters_give_the_same_path(tmp_path):
     (one,) = torchrun(tmp_path / "one", 1, "train_sharded.py", str(tmp_path / "one"))
     results = torchrun(tmp_path / "two", 2, "train_sharded.py", str(tmp_path / "two"))

@@ -6,15 +6,17 @@
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toys
 
 from hf_exptest import ExpTestCallback, find_learning_rate
+from hf_exptest.loss_signal import LossSignal
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "gather", "barrier")
 
@@ -113,7 +115,54 @@ def sft_lora(folder):
     return trainer, {"history": callback.history, "search": callback.search.learning_rate}
 
 
-SCENARIOS = {f.__name__: f for f in (decide, collectives, disagree, diverge, sft_lora)}
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def resume(folder, steps):
+    """A run that never stops, and for each of `steps` one that stops there and is resumed; weights as their bytes."""
+
+    def train(callbacks, save_steps=80, **kwargs):
+        saved = {"save_strategy": "steps", "save_steps": save_steps}
+        trainer = make_language_trainer(f"{folder}/run", 16, 2, callbacks, max_steps=80, **saved)
+        trainer.train(**kwargs)
+        weights = b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
+        return trainer, [callbacks[0].history, zlib.crc32(weights)]
+
+    def callback():
+        return ExpTestCallback(learning_rate=0.01, warmup=0.1, cooldown=0.15, window=0.375)
+
+    trainer, whole = train([callback()])
+    resumed = []
+    for step in steps:
+        train([callback(), StopAt(step)], save_steps=step)
+        trainer, result = train([callback()], resume_from_checkpoint=f"{folder}/run/checkpoint-{step}")
+        resumed.append(result)
+    return trainer, {"whole": whole, "resumed": resumed}
+
+
+def fault(folder, kind):
+    """One process alone observes losses that are no numbers: a single one, or all from step 50 on."""
+    callback = ExpTestCallback(learning_rate=0.01, warmup=0.1, cooldown=0.15, window=0.375)
+    trainer = make_language_trainer(folder, 16, 1, [callback], max_steps=80)
+    take, taken = LossSignal.take, []
+
+    def faulty(self):
+        loss = take(self)
+        taken.append(1)
+        is_bad = len(taken) == 20 if kind == "single" else len(taken) >= 50
+        return loss * float("nan") if is_bad and int(os.environ["RANK"]) == 1 else loss
+
+    LossSignal.take = faulty
+    trainer.train()
+    return trainer, {"history": callback.history, "steps": len(taken)}
+
+
+SCENARIOS = {f.__name__: f for f in (decide, collectives, disagree, diverge, sft_lora, resume, fault)}
 
 
 def main(scenario: str, folder: str, options: str) -> None:
