@@ -60,6 +60,18 @@ class ExpTestCallback(TrainerCallback):
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
         search ([`LearningRateSearch`] or `None`): how the starting rate was found.
+
+    Example:
+
+        >>> from transformers import Trainer
+        >>> from hf_exptest import ExpTestCallback
+        >>> callback = ExpTestCallback()
+        >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
+        >>> result = trainer.train()
+        >>> [entry["decision"] for entry in callback.history][0]
+        'start'
+        >>> callback.search.learning_rate == callback.history[0]["learning_rate"]
+        True
     """
 
     def __init__(self, config: ExpTestConfig | None = None, **overrides: Any) -> None:

@@ -81,6 +81,16 @@ class ExpTestController:
             the window that were not: spikes, and those that are not finite) and `decision` (`"start"`, `"detected"`,
             `"continue"` or `"decay"`). `test` is `"divergence"` for the second loss in a row that is not finite,
             which lowers the rate at once.
+
+    Example:
+
+        >>> from hf_exptest import ExpTestConfig, ExpTestController
+        >>> config = ExpTestConfig(warmup=0.0, cooldown=0.0, window=0.5)
+        >>> controller = ExpTestController(config, learning_rate=0.3, num_training_steps=200, phase="tune")
+        >>> for step in range(200):
+        ...     window_ended = controller.observe(max(1 - 0.01 * step, 0.2))
+        >>> [(entry["step"], entry["decision"], round(entry["learning_rate"], 2)) for entry in controller.history]
+        [(100, 'continue', 0.3), (200, 'decay', 0.1)]
     """
 
     def __init__(

@@ -72,11 +72,15 @@ class Report:
 
     Example:
 
-    ```python
-    report = Report.load("out")
-    print(report.summary())
-    report.plot().figure.savefig("exptest.pdf")
-    ```
+        >>> from transformers import Trainer
+        >>> from hf_exptest import ExpTestCallback, Report
+        >>> callback = ExpTestCallback(learning_rate=0.03)
+        >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
+        >>> result = trainer.train()
+        >>> report = Report.load(args.output_dir)
+        >>> report.starting_rate, len(report.losses)
+        (0.03, 150)
+        >>> report.plot().figure.savefig("exptest.pdf")
     """
 
     config: ExpTestConfig

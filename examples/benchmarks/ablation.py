@@ -194,9 +194,9 @@ def main() -> None:
     """Make the runs that are missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets, see tasks.py")
-    parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS))
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS), help="default: all")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
     options = parser.parse_args()
     logging.set_verbosity_error()

@@ -76,11 +76,11 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), default="toy")
+    parser.add_argument("--model", choices=list(MODELS), default="toy", help="size of the BERT (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="of each training (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="trainings of each kind (default: %(default)s)")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="stay off the GPU")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
     options = parser.parse_args()
     logging.set_verbosity_error()
     config = BertConfig(**MODELS[options.model], intermediate_size=4 * MODELS[options.model]["hidden_size"])

@@ -3,6 +3,7 @@
 
 """Time of the two tests against the length of the window: `python -m examples.benchmarks.statistics_speed`."""
 
+import argparse
 import statistics
 import timeit
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def median_milliseconds(function: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     tests: dict[str, Callable[[np.ndarray], object]] = {
         "exponential_decay_test": exponential_decay_test,
         "slope_test": slope_test,
