@@ -14,7 +14,7 @@ quickstart: .venv/.installed ## Run examples/quickstart.py
 	.venv/bin/python examples/quickstart.py
 
 test: quality ## Check the code, then run the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto
 
 quality: .venv/.installed ## Lint, format check and type check
 	.venv/bin/ruff check .
@@ -23,13 +23,13 @@ quality: .venv/.installed ## Lint, format check and type check
 
 # Old releases use what newer ones have deprecated since, so here a deprecation is only printed.
 test-minimum: .venv-minimum/.installed ## Run the tests with the oldest allowed dependencies (Python 3.10 to 3.12)
-	.venv-minimum/bin/python -m pytest -W default
+	.venv-minimum/bin/python -m pytest -n auto -W default
 
 # Upgraded each time, since what is newest changes.
 test-latest: ## Run the tests with the newest releases there are
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,test]"
-	.venv-latest/bin/python -m pytest
+	.venv-latest/bin/python -m pytest -n auto
 
 clean: ## Delete the environments, caches and builds
 	rm -rf .venv .venv-minimum .venv-latest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ def test_the_example_trains(tmp_path, num_processes):
     assert 0.003 < rate < 0.1
     used = [float(rate) for rate in re.findall(r"learning rate (\S+)$", done.stdout, re.M)]
     # A decay on the way, if there was one, divides both by three; the cool-down of 140 steps has 101 and 1 left.
-    assert used[0] / used[1] == pytest.approx(101, rel=0.05)
-    assert used[0] in (pytest.approx(rate * 101 / 140, rel=0.05), pytest.approx(rate * 101 / 420, rel=0.05))
+    # They are printed with two digits.
+    assert used[0] / used[1] == pytest.approx(101, rel=0.1)
+    assert used[0] in (pytest.approx(rate * 101 / 140, rel=0.1), pytest.approx(rate * 101 / 420, rel=0.1))
     assert float(re.search(r"held-out digits: (\S+)%", done.stdout)[1]) > 93
