@@ -61,21 +61,20 @@ def make_trainer(
         **arguments: further `TrainingArguments`, the learning rate of a baseline for example.
     """
     set_seed(seed)
-    args = TrainingArguments(
-        output_dir=output_dir,
-        max_steps=num_steps,
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=64,
-        weight_decay=0.01,
-        seed=seed,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        **arguments,
-    )
-    return _TASKS[task](data, args, callbacks)
+    usual = {
+        "output_dir": output_dir,
+        "max_steps": num_steps,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 64,
+        "weight_decay": 0.01,
+        "seed": seed,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return _TASKS[task](data, TrainingArguments(**usual | arguments), callbacks)
 
 
 def _characters(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
