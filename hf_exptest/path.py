@@ -42,6 +42,11 @@ class PathMeter:
         ]
         self.reset()
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold other coordinates, so that this one's state is not the whole."""
+        return any(isinstance(p, DTensor) for p in self._parameters)
+
     def reset(self) -> None:
         """Begin a new path at the present parameters."""
         self._start = self._last = self._sample()

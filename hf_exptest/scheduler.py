@@ -224,7 +224,8 @@ class ExpTestScheduler(LRScheduler):
             "last_epoch": self.last_epoch,
             "group_lrs": [float(base) for base in self.base_lrs],
             "buffer": _stack(self._buffer).tolist() if self._buffer else [],
-            "path": None if self._meter is None else self._meter.state_dict(),
+            # Only the main process writes a checkpoint, and it does not have the others' shards.
+            "path": None if self._meter is None or self._meter.is_sharded else self._meter.state_dict(),
             # For Trainer's own schedulers: a checkpoint also resumes without ExpTest, from the rate that it found.
             "base_lrs": self._group_rates(self._controller.learning_rate),
             "lr_lambdas": [None] * len(self.base_lrs),
@@ -232,8 +233,9 @@ class ExpTestScheduler(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
-        Continue where `state_dict` was taken, and set the optimizer's rates accordingly. The state of another
-        scheduler gives its number of steps and its highest rates, with a warning.
+        Continue where `state_dict` was taken, and set the optimizer's rates accordingly. The path of sharded
+        parameters, for `window_correction`, begins anew. The state of another scheduler gives its number of steps and
+        its highest rates, with a warning.
 
         Raises:
             `ValueError`: if the state is no scheduler's, or fits another optimizer.
@@ -270,8 +272,11 @@ class ExpTestScheduler(LRScheduler):
         self._controller.load_state_dict(state_dict["controller"])
         self._buffer = list(state_dict["buffer"])
         self._pending = None
-        if self._meter is not None and state_dict["path"] is not None:
-            self._meter.load_state_dict(state_dict["path"])
+        if self._meter is not None:
+            if state_dict["path"] is None:
+                self._meter.reset()
+            else:
+                self._meter.load_state_dict(state_dict["path"])
 
 
 def set_learning_rates(optimizer: Optimizer, rates: Sequence[float | torch.Tensor]) -> None:

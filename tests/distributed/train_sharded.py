@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -42,11 +43,18 @@ def main(folder: str) -> None:
         scheduler.observe(loss)
         scheduler.step()
     scheduler.flush()
+    # Every process resumes from what the main one saved.
+    (state,) = broadcast_object_list([scheduler.state_dict()])
+    resumed = ExpTestScheduler(optimizer, ExpTestConfig.paper(), accelerator=accelerator)
+    resumed.load_state_dict(state)
     initial_loss = scheduler._controller.state_dict()["initial_loss"]
     result = {
         "world_size": world,
         "shards": shards,
         "history": scheduler.history,
+        "resumed": resumed.history,
+        "is_path_saved": state["path"] is not None,
+        "ratios": [scheduler._meter.ratio(), resumed._meter.ratio()],
         "shortest_window": paper_window(initial_loss, 0.3),
     }
     Path(folder, f"rank{rank}.json").write_text(json.dumps(result))
