@@ -15,6 +15,7 @@ import functools
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -34,6 +35,8 @@ from .tasks import GRIDS
 LINEAR = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
 # Evaluations in a run, for the methods that read the validation loss.
 EVALUATIONS = {"eval_strategy": "steps", "eval_steps": 0.05}
+# The knobs of the paper, as far as its claim of robustness goes.
+ALPHAS, BETAS = (0.1, 0.05, 0.01), (1 / 2, 0.33, 0.1, 0.05)
 # Optimizer steps that ExpTest's search takes at least, and its share of a long run.
 SEARCH_STEPS, SEARCH_SHARE = 250, ExpTestConfig().search_budget
 
@@ -65,10 +68,20 @@ def grid_rates(task: str) -> list[float]:
     return [float(f"{10 ** (i / 2):.0g}") for i in range(place - 3, place + 4)]
 
 
+def knob_name(preset: str, alpha: float, beta: float) -> str:
+    """The method that is a preset, `"exptest"` or `"exptest paper"`, with other knobs."""
+    return f"{preset} alpha={alpha:g} beta={beta:g}"
+
+
 def with_grid(methods: Sequence[str], task: str) -> list[str]:
-    """`methods`, with one method a rate, `"grid 0.001"` for example, in the place of `"grid"`."""
-    rates = [f"grid {rate:g}" for rate in grid_rates(task)]
-    return [name for method in methods for name in (rates if method == "grid" else [method])]
+    """
+    `methods`, with one method a rate, `"grid 0.001"` for example, in the place of `"grid"`, and one a choice of alpha
+    and beta in the place of `"exptest knobs"` and `"exptest paper knobs"`.
+    """
+    several = {"grid": [f"grid {rate:g}" for rate in grid_rates(task)]}
+    for preset in ("exptest", "exptest paper"):
+        several[f"{preset} knobs"] = [knob_name(preset, alpha, beta) for alpha in ALPHAS for beta in BETAS]
+    return [name for method in methods for name in several.get(method, [method])]
 
 
 def make_setup(method: str, num_steps: int) -> Setup:
@@ -76,12 +89,13 @@ def make_setup(method: str, num_steps: int) -> Setup:
     The set-up of `method`.
 
     Args:
-        method (`str`): a key of `METHODS`, or one rate of a grid.
+        method (`str`): a key of `METHODS`, one rate of a grid, or a `knob_name`.
         num_steps (`int`): optimizer steps that the method may spend, its search included.
     """
     if method.startswith("grid "):
         return Setup({"learning_rate": float(method.split()[1]), **LINEAR})
-    return METHODS[method](num_steps)
+    name, *knobs = re.split(r" (?=alpha=|beta=)", method)
+    return METHODS[name](num_steps, **{k: float(v) for k, v in (knob.split("=") for knob in knobs)})
 
 
 def default(num_steps: int) -> Setup:
@@ -246,7 +260,7 @@ def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def exptest(num_steps: int) -> Setup:
+def exptest(num_steps: int, **knobs: float) -> Setup:
     """
     ExpTest's default preset.
 
@@ -257,21 +271,21 @@ def exptest(num_steps: int) -> Setup:
     def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
         usual = max(SEARCH_STEPS, round(SEARCH_SHARE * num_steps))
         trainer.args.max_steps = max(1, num_steps - usual)
-        search = find_learning_rate(trainer)
+        search = find_learning_rate(trainer, ExpTestConfig(**knobs))
         # Where the search finds nothing, the callback too starts from the rate of the arguments.
         rate = search.learning_rate if search.is_conclusive else trainer.args.learning_rate
-        callback = ExpTestCallback(learning_rate=rate)
+        callback = ExpTestCallback(learning_rate=rate, **knobs)
         _add(callback, trainer)
         return search.num_steps, {**callback.config.to_dict(), "is_conclusive": search.is_conclusive}
 
     return Setup(prepare=prepare)
 
 
-def exptest_paper(num_steps: int) -> Setup:
+def exptest_paper(num_steps: int, **knobs: float) -> Setup:
     """ExpTest's paper preset, from the bound along the first update, which takes one optimizer step."""
 
     def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
-        callback = ExpTestCallback(ExpTestConfig.paper())
+        callback = ExpTestCallback(ExpTestConfig.paper(**knobs))
         _add(callback, trainer)
         return 1, callback.config.to_dict()
 
@@ -291,7 +305,7 @@ def _peer(module: str) -> ModuleType:
         raise ImportError(f"This method needs the package {module}: pip install hf-exptest[peers]") from error
 
 
-METHODS: dict[str, Callable[[int], Setup]] = {
+METHODS: dict[str, Callable[..., Setup]] = {
     "default 5e-5": default,
     "ramp finder": ramp_finder,
     "greedylr": greedylr,

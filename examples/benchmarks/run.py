@@ -183,7 +183,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     """The options that `tables.py` has too."""
     parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS), help="default: all")
     methods = ["grid", *METHODS]
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, help="default: all")
+    choices = [*methods, "exptest knobs", "exptest paper knobs"]
+    parser.add_argument("--methods", nargs="+", default=methods, choices=choices, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
 
 

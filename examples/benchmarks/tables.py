@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from .methods import LEARNING_RATE_FREE, with_grid
+from .methods import ALPHAS, BETAS, LEARNING_RATE_FREE, knob_name, with_grid
 from .run import Key, Row, add_choices, keys, read_rows
 from .tasks import IS_HIGHER_BETTER, METRICS
 
@@ -182,6 +182,21 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
     return markdown([*header, "extra memory, MB", "step time / grid"], lines)
 
 
+def knob_table(rows: Rows, task: str, preset: str, seeds: Sequence[int]) -> str:
+    """Mean metric of a preset by alpha (down) and beta (across)."""
+    lines = [
+        [
+            f"alpha {alpha:g}",
+            *(
+                f"{mean(rows[task, knob_name(preset, alpha, beta), seed]['metric'] for seed in seeds):.4f}"
+                for beta in BETAS
+            ),
+        ]
+        for alpha in ALPHAS
+    ]
+    return markdown(["", *(f"beta {beta:g}" for beta in BETAS)], lines)
+
+
 def signed(value: float, digits: int = 2) -> str:
     """With a sign; the sum makes a zero of a negative one."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
@@ -249,9 +264,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, help="JSON lines from run.py")
     add_choices(parser)
+    presets = ["exptest", "exptest paper"]
+    parser.add_argument("--knobs", choices=presets, help="only the metric of this preset by alpha and beta")
     parser.add_argument("--figure", type=Path, help="file for a figure of the regret; the suffix says the format")
     options = parser.parse_args()
     rows = read_rows(options.rows)
+    if options.knobs is not None:
+        check_complete(rows, keys(options.tasks, [f"{options.knobs} knobs"], options.seeds))
+        for task in options.tasks:
+            print(f"{task}, {options.knobs}:\n\n{knob_table(rows, task, options.knobs, options.seeds)}\n")
+        return
     methods = options.methods if "grid" in options.methods else ["grid", *options.methods]
     wanted = keys(options.tasks, methods, options.seeds)
     check_complete(rows, wanted)
