@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test quality test-minimum test-latest clean
+.PHONY: help quickstart test quality test-minimum test-latest mutants audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1:\2/p' $(MAKEFILE_LIST) | awk -F: '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -31,8 +31,16 @@ test-latest: ## Run the tests with the newest releases there are
 	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,test]"
 	.venv-latest/bin/python -m pytest -n auto
 
+mutants: .venv/.installed ## Take out one protection at a time, and ask whether a test notices
+	.venv/bin/python tests/mutations.py
+
+audit: ## Look for known vulnerabilities in the pinned versions; needs PyPI's own index
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install pip-audit==2.10.1
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 clean: ## Delete the environments, caches and builds
-	rm -rf .venv .venv-minimum .venv-latest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-minimum .venv-latest .venv-audit build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find hf_exptest tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt
