@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Miniatures shorter than this order the rates by their first steps rather than by where they lead.
-MIN_STEPS = 13
+MIN_STEPS = 14
 # The long miniatures are this much longer: far enough for a drift to show above the noise of the vertices.
 STRETCH = 4
-# Seven short miniatures and four long ones.
-_STEPS_PER_SHORT_STEP = 7 + 4 * STRETCH
+# Five short miniatures and four long ones.
+_STEPS_PER_SHORT_STEP = 5 + 4 * STRETCH
 _MAX_RUNGS = 10
 _MAX_CLIMBS = 3
 # Rates far too high all end on one plateau, whose rungs differ significantly but by next to nothing.
@@ -125,7 +125,7 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> search = find_learning_rate(trainer)
         >>> trainer.args.learning_rate = search.learning_rate
         >>> sorted({rung.num_steps for rung in search.rungs})
-        [13, 52]
+        [14, 56]
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(f"trainer must be a transformers.Trainer, not {type(trainer).__name__}.")
@@ -198,11 +198,10 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
     The search inside a running `train()`, after the optimizer is made and before the first step.
 
     Rates are tried from the bound downwards by `beta`, each as a miniature of the whole schedule on the same cached
-    batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. Three
-    miniatures four times as long are then rehearsed, at the best rate and below it by `sqrt(beta)`, and more on the
-    better side until the best lies between two that are worse, or the budget is spent. The vertex of the parabola in
-    log rate through these is moved on to the length of the run by the drift between the two lengths. Everything is
-    put back, also after an exception.
+    batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. Miniatures
+    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, until one is better than the rate
+    above it and the two below, or the budget is spent. The vertex of the parabola in log rate is moved on to the
+    length of the run by the drift between the two lengths. Everything is put back, also after an exception.
     """
     began = time.monotonic()
     num_training_steps = trainer.state.max_steps
@@ -223,15 +222,15 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
         stage = Stage(trainer, snapshot, config, num_batches=STRETCH * short + NUM_EVAL_BATCHES, progress=progress)
         bound = stage.bound()
         rungs = _descend(stage, bound, short, config)
-        budget = max(config.search_budget * num_training_steps, _STEPS_PER_SHORT_STEP * short)
+        # The bound takes a step too.
+        budget = max(config.search_budget * num_training_steps, 1 + _STEPS_PER_SHORT_STEP * short)
         best = _best(rungs, stage.untouched, config.alpha)
         if _is_helpful(best, stage.untouched, config.alpha):
-            rungs += _halve_gaps(stage, best, config)
             start, factor = _vertex(rungs, stage.untouched), math.sqrt(config.beta)
         else:
             # Too short to learn anything: the long miniatures look for the valley themselves, below the bound.
             start, factor = bound * config.beta, config.beta
-        longer = _walk(stage, start, factor, STRETCH * short, config.alpha, budget)
+        longer = _walk(stage, start, factor, STRETCH * short, budget)
     # No search knows more than two digits; the rest would only differ with the number of processes.
     rate = float(f"{_extrapolate(rungs, longer, stage.untouched, num_training_steps):.2g}")
     return LearningRateSearch(
@@ -263,32 +262,24 @@ def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) 
     return rungs
 
 
-def _halve_gaps(stage: Stage, best: Rung, config: ExpTestConfig) -> list[Rung]:
-    """Rehearse the two rates by half a step of the ladder from `best`."""
-    factor = math.sqrt(config.beta)
-    return [stage.rehearse(best.learning_rate * f, best.num_steps) for f in (factor, 1 / factor)]
-
-
-def _walk(stage: Stage, start: float, factor: float, num_steps: int, alpha: float, budget: float) -> list[Rung]:
+def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Rung]:
     """
-    Rehearse `start` and two rates below it by `factor`, and go on towards the better side until it gets worse.
+    Rehearse `start` and the rate below it by `factor`, and go on towards the better side, until the best has one rate
+    above it and two below, or the budget is spent.
 
-    The three lie around the best rate that the usual drift expects. Fewer would let one unlucky rehearsal near the
-    edge of stability hide the valley below it.
+    Two below, since one unlucky rehearsal near the edge of stability would hide the valley under it, and a rate too
+    high costs far more than one too low.
     """
-    rungs = [stage.rehearse(start * factor**power, num_steps) for power in (2, 1, 0)]
-    while True:
-        winner = min(rungs, key=lambda rung: rung.end_loss)
-        if winner not in (rungs[0], rungs[-1]):
-            return rungs
-        neighbour = rungs[1] if winner is rungs[0] else rungs[-2]
-        is_affordable = stage.num_steps + num_steps <= budget
-        if not (is_affordable and _is_lower(winner.end_losses, neighbour.end_losses, alpha)):
-            return rungs
-        if winner is rungs[0]:
-            rungs.insert(0, stage.rehearse(winner.learning_rate * factor, num_steps))
+    rungs = [stage.rehearse(start * factor, num_steps), stage.rehearse(start, num_steps)]
+    while len(rungs) < 3 or stage.num_steps + num_steps <= budget:
+        place = rungs.index(min(rungs, key=lambda rung: rung.end_loss))
+        if place == len(rungs) - 1:
+            rungs.append(stage.rehearse(rungs[-1].learning_rate / factor, num_steps))
+        elif place < 2:
+            rungs.insert(0, stage.rehearse(rungs[0].learning_rate * factor, num_steps))
         else:
-            rungs.append(stage.rehearse(winner.learning_rate / factor, num_steps))
+            break
+    return rungs
 
 
 def _best(rungs: Sequence[Rung], untouched: Sequence[float], alpha: float) -> Rung:

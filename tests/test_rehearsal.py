@@ -109,7 +109,7 @@ def test_search_reports_its_rungs_and_costs(tmp_path):
     search = find_learning_rate(trainer)
     lengths = {rung.num_steps for rung in search.rungs}
     assert len(lengths) == 2
-    assert max(lengths) == 4 * min(lengths) == 52
+    assert max(lengths) == 4 * min(lengths) == 56
     assert search.num_steps == 1 + sum(len(rung.curve) for rung in search.rungs)
     assert search.seconds > 0
     tried = [rung.learning_rate for rung in search.rungs]
@@ -179,7 +179,7 @@ def test_run_shorter_than_its_rehearsals(tmp_path):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], max_steps=8).train()
     assert callback.search.is_conclusive
-    assert {rung.num_steps for rung in callback.search.rungs} == {13, 52}
+    assert {rung.num_steps for rung in callback.search.rungs} == {14, 56}
     assert 1e-3 < callback.search.learning_rate < 1.0
 
 
