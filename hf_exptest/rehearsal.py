@@ -199,9 +199,9 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
 
     Rates are tried from the bound downwards by `beta`, each as a miniature of the whole schedule on the same cached
     batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. Miniatures
-    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, until one is better than the rate
-    above it and the two below, or the budget is spent. The vertex of the parabola in log rate is moved on to the
-    length of the run by the drift between the two lengths. Everything is put back, also after an exception.
+    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, one above it and two below. The vertex
+    of the parabola in log rate is moved on to the length of the run by the drift between the two lengths. Everything
+    is put back, also after an exception.
     """
     began = time.monotonic()
     num_training_steps = trainer.state.max_steps
@@ -264,19 +264,18 @@ def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) 
 
 def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Rung]:
     """
-    Rehearse `start` and the rate below it by `factor`, and go on towards the better side, until the best has one rate
-    above it and two below, or the budget is spent.
+    Rehearse `start`, two rates below it by `factor` and, within the budget, one above; then go on at the better end.
 
-    Two below, since one unlucky rehearsal near the edge of stability would hide the valley under it, and a rate too
-    high costs far more than one too low.
+    All these, whatever the first ones say: near the edge of stability a single rehearsal is a lottery. Two below,
+    since longer runs usually have their best rate there, and a rate too high costs more than one too low.
     """
-    rungs = [stage.rehearse(start * factor, num_steps), stage.rehearse(start, num_steps)]
-    while len(rungs) < 3 or stage.num_steps + num_steps <= budget:
-        place = rungs.index(min(rungs, key=lambda rung: rung.end_loss))
-        if place == len(rungs) - 1:
+    rungs = [stage.rehearse(start * factor**power, num_steps) for power in (2, 1, 0)]
+    while stage.num_steps + num_steps <= budget:
+        winner = min(rungs, key=lambda rung: rung.end_loss)
+        if len(rungs) == 3 or winner is rungs[-1]:
             rungs.append(stage.rehearse(rungs[-1].learning_rate / factor, num_steps))
-        elif place < 2:
-            rungs.insert(0, stage.rehearse(rungs[0].learning_rate * factor, num_steps))
+        elif winner is rungs[0]:
+            rungs.insert(0, stage.rehearse(winner.learning_rate * factor, num_steps))
         else:
             break
     return rungs
