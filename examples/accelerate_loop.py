@@ -9,11 +9,11 @@ ExpTest in a training loop of one's own, with Accelerate and without Trainer.
 
 trains a small network on scikit-learn's digits, in a few seconds. Expected, up to a digit or so:
 
-    1 process(es), starting rate 0.051
-    step 100: loss 0.046, learning rate 1.6e-02
-    step 200: loss 0.021, learning rate 8.2e-03
-    step 300: loss 0.021, learning rate 8.1e-05
-    Accuracy on 360 held-out digits: 97.5%
+    1 process(es), starting rate 0.04
+    step 100: loss 0.044, learning rate 3.8e-02
+    step 200: loss 0.010, learning rate 1.9e-02
+    step 300: loss 0.007, learning rate 1.9e-04
+    Accuracy on 360 held-out digits: 97.2%
 """
 
 import argparse
