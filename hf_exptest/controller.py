@@ -179,7 +179,7 @@ class ExpTestController:
         self._num_non_finite = 0 if is_finite else self._num_non_finite + 1
         if self._num_non_finite == _DIVERGED_AFTER:
             # Waiting for the end of the window cannot change the verdict.
-            return self._decide("divergence", 1.0)
+            return self._decide(is_diverged=True)
         if self._num_non_finite > _DIVERGED_AFTER:
             # More of them say no more: the weights are lost, whatever the rate, until somebody puts them back.
             return self.step == self._start_step
@@ -194,7 +194,7 @@ class ExpTestController:
             self._is_corrected = True
             self._window = self._stretched_window(path_ratio())
         if len(self._losses) >= self._window:
-            return self._decide(*self._test())
+            return self._decide()
         return False
 
     def _planned_window(self, step: int) -> float:
@@ -224,13 +224,15 @@ class ExpTestController:
         self._window = None
         self._is_corrected = False
 
-    def _decide(self, test: str, p_value: float) -> bool:
+    def _decide(self, is_diverged: bool = False) -> bool:
+        losses = self._tested()
+        test, p_value = ("divergence", 1.0) if is_diverged else self._test(losses)
         has_passed = p_value < self.config.alpha
         if not has_passed:
             self.learning_rate = min(self.learning_rate, max(self.config.beta * self.learning_rate, _LOWEST_RATE))
             self._num_decays += 1
         decision = ("detected" if self.phase == DETECT else "continue") if has_passed else "decay"
-        self._record(test, p_value, decision)
+        self._record(test, p_value, decision, len(losses))
         if has_passed:
             self.phase = TUNE
         self._open_window()
@@ -241,9 +243,8 @@ class ExpTestController:
         finite = [loss for loss in self._losses if math.isfinite(loss)]
         return [loss for loss, left_out in zip(finite, is_spike(finite), strict=True) if not left_out]
 
-    def _test(self) -> tuple[str, float]:
-        """Name and p-value of the phase's test on the window; too few losses tell nothing for a rate."""
-        losses = self._tested()
+    def _test(self, losses: list[float]) -> tuple[str, float]:
+        """Name and p-value of the phase's test; too few losses tell nothing for a rate."""
         name = "exponential_decay" if self.phase == DETECT else "slope"
         if len(losses) < MIN_WINDOW:
             return name, 1.0
@@ -251,8 +252,7 @@ class ExpTestController:
             return name, exponential_decay_test(losses).p_value
         return name, slope_test(losses, autocorrelation=self.config.autocorrelation).p_value
 
-    def _record(self, test: str, p_value: float | None, decision: str) -> None:
-        window = len(self._tested())
+    def _record(self, test: str, p_value: float | None, decision: str, window: int = 0) -> None:
         self.history.append(
             {
                 "step": self.step,

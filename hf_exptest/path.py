@@ -42,11 +42,6 @@ class PathMeter:
         ]
         self.reset()
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether other processes hold other coordinates, so that this one's state is not the whole."""
-        return any(isinstance(p, DTensor) for p in self._parameters)
-
     def reset(self) -> None:
         """Begin a new path at the present parameters."""
         self._start = self._last = self._sample()
@@ -79,8 +74,10 @@ class PathMeter:
             return 1.0
         return max(1.0, self._length / self._displacement) if self._displacement > 0 else math.inf
 
-    def state_dict(self) -> dict[str, Any]:
-        """The path so far, as tensors and numbers."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """The path so far, as tensors and numbers; `None` for shards, of which this process has but a part."""
+        if any(isinstance(p, DTensor) for p in self._parameters):
+            return None
         return {
             "start": self._start,
             "last": self._last,
@@ -89,8 +86,11 @@ class PathMeter:
             "displacement": self._displacement,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the path of `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue the path of `state_dict`; `None` begins a new one."""
+        if state is None:
+            self.reset()
+            return
         for name, here in (("start", self._start), ("last", self._last)):
             shapes = [tuple(x.shape) for x in here], [tuple(x.shape) for x in state[name]]
             if shapes[0] != shapes[1]:

@@ -224,8 +224,7 @@ class ExpTestScheduler(LRScheduler):
             "last_epoch": self.last_epoch,
             "group_lrs": [float(base) for base in self.base_lrs],
             "buffer": _stack(self._buffer).tolist() if self._buffer else [],
-            # Only the main process writes a checkpoint, and it does not have the others' shards.
-            "path": None if self._meter is None or self._meter.is_sharded else self._meter.state_dict(),
+            "path": None if self._meter is None else self._meter.state_dict(),
             # For Trainer's own schedulers: a checkpoint also resumes without ExpTest, from the rate that it found.
             "base_lrs": self._group_rates(self._controller.learning_rate),
             "lr_lambdas": [None] * len(self.base_lrs),
@@ -273,10 +272,7 @@ class ExpTestScheduler(LRScheduler):
         self._buffer = list(state_dict["buffer"])
         self._pending = None
         if self._meter is not None:
-            if state_dict["path"] is None:
-                self._meter.reset()
-            else:
-                self._meter.load_state_dict(state_dict["path"])
+            self._meter.load_state_dict(state_dict["path"])
 
 
 def set_learning_rates(optimizer: Optimizer, rates: Sequence[float | torch.Tensor]) -> None:
