@@ -1,50 +1,27 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
-from scipy.optimize import curve_fit
 
 from hf_exptest import ExpTestConfig, ExpTestController
 from hf_exptest.controller import DETECT, TUNE, paper_window, schedule_bounds, schedule_factor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
+published = importlib.import_module("published")
 
 DATA = Path(os.environ.get("EXPTEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PUBLISHED = DATA / "exptest_published" / "california_exptest_train_losses.json"
 
 PAPER = ExpTestConfig.paper(window_correction=False)
-
-
-def published_exponential_p_value(losses):
-    """The authors' test: `curve_fit` from its default start, and a two-sided F-test against the line."""
-
-    def decay(t, a, b, c):
-        return a * np.where(-b * t < -700, 0, np.exp(-b * t)) + c
-
-    t, y = np.arange(len(losses)), np.asarray(losses)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            parameters, _ = curve_fit(decay, t, y)
-        except RuntimeError:
-            return 1.0
-    line = stats.linregress(t, y)
-    sse_exp = np.sum((y - decay(t, *parameters)) ** 2)
-    sse_line = np.sum((y - line.slope * t - line.intercept) ** 2)
-    return stats.f.sf((sse_line - sse_exp) / (sse_exp / (len(t) - 3)), 1, len(t) - 3)
-
-
-def published_slope_p_value(losses):
-    line = stats.linregress(np.arange(len(losses)), losses)
-    return stats.t.cdf(line.slope / line.stderr, len(losses) - 2)
 
 
 def published_decisions(losses, learning_rate, alpha, beta):
@@ -55,7 +32,8 @@ def published_decisions(losses, learning_rate, alpha, beta):
         window.append(loss)
         if len(window) < length:
             continue
-        passed = (published_slope_p_value if detected else published_exponential_p_value)(window) < alpha
+        test = published.slope_p_value if detected else published.exponential_p_value
+        passed = test(window) < alpha
         phase = TUNE if detected else DETECT
         if not passed:
             learning_rate *= beta

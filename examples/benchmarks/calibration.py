@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
 from numpy.typing import NDArray
-from transformers import TrainerCallback
 
 from hf_exptest import ExpTestCallback, exponential_decay_test, slope_test
 
+from ..paper import published
 from .run import BUDGETS
+from .tables import markdown
 from .tasks import METRICS, make_trainer
 
 Vector = NDArray[np.float64]
@@ -45,27 +43,15 @@ BLOCK = 20
 SIGNAL = 6
 
 
-class Recorder(TrainerCallback):
-    """Keeps every loss."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_log(self, args: object, state: object, control: object, logs: dict[str, float], **kwargs: object) -> None:
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-
-
 def record(task: str, data: Path, folder: Path) -> Vector:
     """Losses of one training with the default preset; read from the file if there is one."""
     path = folder / f"{task}.txt"
     if not path.exists():
-        recorder = Recorder()
         with tempfile.TemporaryDirectory() as output_dir:
-            logs = {"logging_strategy": "steps", "logging_steps": 1}
-            make_trainer(task, data, 0, BUDGETS[task], output_dir, [ExpTestCallback(), recorder], **logs).train()
+            callback, logs = ExpTestCallback(), {"logging_strategy": "steps", "logging_steps": 1}
+            make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], **logs).train()
         folder.mkdir(parents=True, exist_ok=True)
-        np.savetxt(path, recorder.losses, fmt="%.6g")
+        np.savetxt(path, callback.report().losses, fmt="%.6g")
     return np.loadtxt(path)
 
 
@@ -83,31 +69,6 @@ def draw(residuals: Vector, generator: np.random.Generator) -> Vector:
     """A window of noise, of blocks that begin anywhere."""
     starts = generator.integers(len(residuals) - BLOCK, size=-(-WINDOW // BLOCK))
     return np.concatenate([residuals[start : start + BLOCK] for start in starts])[:WINDOW]
-
-
-def published_exponential(losses: Vector) -> float:
-    """p-value of the published exponential test; 1 where its fit fails."""
-    t = np.arange(len(losses))
-
-    def decay(t: Vector, a: float, b: float, c: float) -> Vector:
-        return a * np.exp(np.maximum(-b * t, -700)) + c
-
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        try:
-            parameters, _ = scipy.optimize.curve_fit(decay, t, losses)
-        except RuntimeError:
-            return 1.0
-        line = scipy.stats.linregress(t, losses)
-        rest = np.sum((losses - decay(t, *parameters)) ** 2)
-        rest_of_line = np.sum((losses - line.slope * t - line.intercept) ** 2)
-        return float(scipy.stats.f.sf((rest_of_line - rest) / (rest / (len(t) - 3)), 1, len(t) - 3))
-
-
-def published_slope(losses: Vector) -> float:
-    """p-value of the published slope test."""
-    line = scipy.stats.linregress(np.arange(len(losses)), losses)
-    return float(scipy.stats.t.cdf(line.slope / line.stderr, len(losses) - 2))
 
 
 def ours_exponential(losses: Vector) -> float:
@@ -130,20 +91,18 @@ T = np.arange(WINDOW) / WINDOW
 EXPONENTIAL = scaled(np.exp(-5 * T), degree=1)
 FALLING = scaled(-T, degree=0)
 CASES: list[tuple[str, Vector, dict[str, Callable[[Vector], float]]]] = [
-    ("finds an exponential", EXPONENTIAL, {"ours": ours_exponential, "published": published_exponential}),
-    ("takes a falling line for one", FALLING, {"ours": ours_exponential, "published": published_exponential}),
-    ("takes a flat line for one", 0 * T, {"ours": ours_exponential, "published": published_exponential}),
-    ("finds a falling line", FALLING, {"ours": ours_slope, "published": published_slope}),
-    ("takes a flat line for falling", 0 * T, {"ours": ours_slope, "published": published_slope}),
+    ("finds an exponential", EXPONENTIAL, {"ours": ours_exponential, "published": published.exponential_p_value}),
+    ("takes a falling line for one", FALLING, {"ours": ours_exponential, "published": published.exponential_p_value}),
+    ("takes a flat line for one", 0 * T, {"ours": ours_exponential, "published": published.exponential_p_value}),
+    ("finds a falling line", FALLING, {"ours": ours_slope, "published": published.slope_p_value}),
+    ("takes a flat line for falling", 0 * T, {"ours": ours_slope, "published": published.slope_p_value}),
 ]
 
 
 def table(residuals: dict[str, Vector], num_draws: int) -> str:
     """Markdown: in how many of the draws each test has a p-value below alpha."""
-    lines = [
-        "| noise of | lag-one correlation | what the test does | of | alpha 0.01 | alpha 0.05 | alpha 0.10 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["noise of", "lag-one correlation", "what the test does", "of", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
+    lines = []
     for task, pool in residuals.items():
         correlation = np.corrcoef(pool[1:], pool[:-1])[0, 1]
         for name, curve, tests in CASES:
@@ -151,9 +110,9 @@ def table(residuals: dict[str, Vector], num_draws: int) -> str:
                 # The same draws for both.
                 generator = np.random.default_rng(0)
                 p_values = np.array([test(curve + draw(pool, generator)) for _ in range(num_draws)])
-                shares = " | ".join(f"{np.mean(p_values < alpha):.1%}" for alpha in ALPHAS)
-                lines.append(f"| {task} | {correlation:.2f} | {name} | {whose} | {shares} |")
-    return "\n".join(lines)
+                shares = [f"{np.mean(p_values < alpha):.1%}" for alpha in ALPHAS]
+                lines.append([task, f"{correlation:.2f}", name, whose, *shares])
+    return markdown(header, lines)
 
 
 def main() -> None:
