@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from toys import (
+    InOrder,
+    StopAt,
     ToyClassifier,
     assert_same_weights,
     classification_data,
@@ -18,7 +20,6 @@ from toys import (
     make_trainer,
     weights,
 )
-from transformers import Trainer, TrainerCallback
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestScheduler
@@ -42,13 +43,6 @@ def observed(monkeypatch):
 
 def logged(trainer, key):
     return [row[key] for row in trainer.state.log_history if "loss" in row]
-
-
-class InOrder(Trainer):
-    """Reads the data in their order, so that a hand-written loop can read the same."""
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
@@ -183,12 +177,7 @@ def test_resume_is_exact(tmp_path):
         callback = ExpTestCallback(**{**FIXED, "window": 0.1})
         trainer = make_trainer(path, [callback], max_steps=60, save_strategy="steps", save_steps=25)
         if max_steps < 60:
-
-            class Stop(TrainerCallback):
-                def on_step_end(self, args, state, control, **kwargs):
-                    control.should_training_stop = state.global_step >= max_steps
-
-            trainer.add_callback(Stop())
+            trainer.add_callback(StopAt(max_steps))
         trainer.train(**kwargs)
         return callback, trainer
 

@@ -23,9 +23,14 @@ import hf_exptest
 from hf_exptest import ExpTestArgumentsMixin, ExpTestCallback, cli, run
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = [path.stem for path in (ROOT / "examples").glob("*.py")]
-PAPER = [path.stem for path in (ROOT / "examples" / "paper").glob("*.py")]
-BENCHMARKS = ["ablation", "overhead", "run", "statistics_speed", "tables"]
+
+
+def scripts(folder):
+    """Names of the files of a folder that can be run."""
+    return sorted(path.stem for path in (ROOT / folder).glob("*.py") if "def main(" in path.read_text())
+
+
+EXAMPLES, PAPER, BENCHMARKS = scripts("examples"), scripts("examples/paper"), scripts("examples/benchmarks")
 
 
 @pytest.fixture

@@ -11,22 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from toys import assert_same_weights, language_data, language_model, make_trainer, weights
-from transformers import TrainerCallback
+from toys import StopAt, assert_same_weights, language_data, language_model, make_trainer, weights
 
 from hf_exptest import ExpTestCallback
 
 # 80 steps: warm-up to 8, windows of 30 to 68, cool-down.
 PHASES = {"warm-up": 5, "TUNE": 21, "between two windows": 38, "TUNE, later": 50, "cool-down": 73}
 MODELS = ["plain", "lora"]
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 def tune():

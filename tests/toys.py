@@ -3,11 +3,20 @@
 
 """Tiny models, data and Trainers that several test files share."""
 
+import json
+import subprocess
 import sys
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 
 class ToyClassifier(nn.Module):
@@ -116,10 +125,39 @@ def make_sft_trainer(path, callbacks, num_rows=64, **overrides):
     )
 
 
+class InOrder(Trainer):
+    """Reads the data in their order, so that a hand-written loop, or any number of processes, can read the same."""
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class StopAt(TrainerCallback):
+    """Ends the training after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
 def torchrun(num_processes):
     """Beginning of a command that starts a script in `num_processes` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
     return [*command, "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+
+
+def run_processes(num_processes, script, folder, *arguments, timeout=300, env=None):
+    """What each process wrote to `folder` as `rank0.json` and so on, `world_size` checked; and what all printed."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [*torchrun(num_processes), str(script), *arguments], capture_output=True, text=True, timeout=timeout, env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
+    assert [result.pop("world_size") for result in results] == [num_processes] * num_processes
+    return results, done
 
 
 def weights(model):

@@ -3,9 +3,7 @@
 
 """DeepSpeed on two processes of a CPU. Its first run builds an op for a minute or two, with a C++ compiler."""
 
-import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,17 +14,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def torchrun(folder, *arguments):
-    command = toys.torchrun(2)
     script = Path(__file__).with_name("train_deepspeed.py")
-    done = subprocess.run(
-        [*command, str(script), str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    results, done = toys.run_processes(2, script, folder, str(folder), *arguments, timeout=900, env=environment)
     return results, done.stdout + done.stderr
 
 
@@ -34,7 +24,6 @@ def torchrun(folder, *arguments):
 def test_starts_from_the_given_rate_and_lowers_it(tmp_path, stage, optimizer):
     results, output = torchrun(tmp_path, str(stage), optimizer)
 
-    assert [result["world_size"] for result in results] == [2, 2]
     assert [result["stage"] for result in results] == [stage, stage]
     assert "ExpTest found no learning rate: DeepSpeed" in output
     first, *decisions = results[0]["history"]

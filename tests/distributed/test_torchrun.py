@@ -16,16 +16,7 @@ DECISION = ("step", "phase", "test", "window", "decision")
 
 def torchrun(folder, num_processes, script, *arguments):
     """What every process of one torchrun reports."""
-    folder.mkdir()
-    done = subprocess.run(
-        [*toys.torchrun(num_processes), str(Path(__file__).with_name(script)), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
-    assert [result.pop("world_size") for result in results] == [num_processes] * num_processes
+    results, _ = toys.run_processes(num_processes, Path(__file__).with_name(script), folder, *arguments)
     return results
 
 

@@ -10,7 +10,6 @@ import zlib
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toys
@@ -19,13 +18,6 @@ from hf_exptest import ExpTestCallback, find_learning_rate
 from hf_exptest.loss_signal import LossSignal
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "gather", "barrier")
-
-
-class InOrder(Trainer):
-    """Reads the data in their order, so that any number of processes sees the same global batches."""
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 def count_collectives():
@@ -55,7 +47,7 @@ def make_language_trainer(folder, global_batch, accumulation, callbacks, num_row
             module.p = 0.0
     args = toys.make_args(folder, gradient_accumulation_steps=accumulation, **overrides)
     args.per_device_train_batch_size = global_batch // (args.world_size * accumulation)
-    return InOrder(model=model, args=args, train_dataset=toys.language_data(num_rows), callbacks=callbacks)
+    return toys.InOrder(model=model, args=args, train_dataset=toys.language_data(num_rows), callbacks=callbacks)
 
 
 def decide(folder, accumulation, **overrides):
@@ -115,14 +107,6 @@ def sft_lora(folder):
     return trainer, {"history": callback.history, "search": callback.search.learning_rate}
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 def resume(folder, steps):
     """A run that never stops, and for each of `steps` one that stops there and is resumed; weights as their bytes."""
 
@@ -139,7 +123,7 @@ def resume(folder, steps):
     trainer, whole = train([callback()])
     resumed = []
     for step in steps:
-        train([callback(), StopAt(step)], save_steps=step)
+        train([callback(), toys.StopAt(step)], save_steps=step)
         trainer, result = train([callback()], resume_from_checkpoint=f"{folder}/run/checkpoint-{step}")
         resumed.append(result)
     return trainer, {"whole": whole, "resumed": resumed}
