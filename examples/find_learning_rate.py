@@ -16,16 +16,15 @@ Expected from the first command, after half a minute, up to a digit or so:
     upper bound along the first update: 0.2
     learning rate   steps   loss on held-out batches
     0.0025             14   4.055
-    0.0043             14   3.545
     0.0074             14   3.316
-    0.013              14   3.369
     0.022              14   3.375
     0.067              14   3.408
     0.2                14   3.468
-    0.0051             56   2.821
-    0.0088             56   2.817
-    0.015              56   2.769
-    found for 300 steps: 0.022 (took 267 steps)
+    0.0039             56   2.844
+    0.0068             56   2.863
+    0.012              56   2.973
+    0.02               56   2.975
+    found for 300 steps: 0.002 (took 295 steps)
     Figure: learning-rate.png
 """
 
