@@ -131,3 +131,17 @@ def test_california_housing_starts_afresh_when_detect_rejects_a_rate(census_file
 
     assert run.history[0]["decision"] == "decay"
     assert run.test_loss < 1.0
+
+
+def test_california_housing_takes_the_default_preset(census_file, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("california_housing_default")
+    script.main(["--dataset", str(census_file), "--iterations", "150", "--seeds", "1"])
+
+    output = capsys.readouterr().out
+    row = table_row(output, "0")
+    # The target's own variance is far above one; a search of a hundred steps at least has found a rate that learns.
+    assert float(row[2]) < 1.0
+    assert 1e-3 < float(row[3]) < 1.0
+    assert int(row[5]) > 100
+    assert f"test MSE {float(row[2]):.4f} ± 0.0000 (best hand-tuned: 0.2686)" in output
