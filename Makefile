@@ -28,7 +28,7 @@ test-minimum: .venv-minimum/.installed ## Run the tests with the oldest allowed 
 # Upgraded each time, since what is newest changes.
 test-latest: ## Run the tests with the newest releases there are
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,test]"
+	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,reporters,test]"
 	.venv-latest/bin/python -m pytest -n auto
 
 mutants: .venv/.installed ## Take out one protection at a time, and ask whether a test notices

@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
 import json
+import sqlite3
 import struct
 
 import pytest
@@ -75,7 +77,7 @@ def read_records(content):
 
 
 def test_weights_and_biases_has_the_numbers_offline(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="not in the test extra: it installs much")
+    wandb = pytest.importorskip("wandb", reason="in the extra `reporters`")
     from wandb.proto import wandb_internal_pb2
 
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "LOG_MODEL": "false"}.items():
@@ -93,6 +95,20 @@ def test_weights_and_biases_has_the_numbers_offline(tmp_path, monkeypatch):
             if f"train/{key}" in row:
                 series[key][0].append(row["train/global_step"])
                 series[key][1].append(row[f"train/{key}"])
+    assert_same_series(series, expected_series(callback, trainer))
+
+
+def test_trackio_has_the_numbers_on_this_machine(tmp_path, monkeypatch):
+    # Read when trackio is imported, so it comes first.
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="in the extra `reporters`")
+    callback, trainer = train(tmp_path, report_to=["trackio"])
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "huggingface.db")) as database:
+        rows = [json.loads(text) for (text,) in database.execute("SELECT metrics FROM metrics ORDER BY step")]
+    series = {}
+    for key in KEYS:
+        found = [row for row in rows if f"train/{key}" in row]
+        series[key] = ([row["train/global_step"] for row in found], [row[f"train/{key}"] for row in found])
     assert_same_series(series, expected_series(callback, trainer))
 
 

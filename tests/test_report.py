@@ -78,7 +78,12 @@ def vertical_lines(ax):
 
 def bands(ax):
     """First and last step, and colour, of each shaded band."""
-    return [(patch.get_x(), patch.get_x() + patch.get_width(), patch.get_facecolor()[:3]) for patch in ax.patches]
+    found = []
+    # A rectangle, or a polygon in older releases of matplotlib.
+    for patch in ax.patches:
+        steps = patch.get_patch_transform().transform(patch.get_path().vertices)[:, 0]
+        found.append((steps.min(), steps.max(), patch.get_facecolor()[:3]))
+    return found
 
 
 def legend(ax):

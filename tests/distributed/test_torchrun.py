@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import toys
 
 pytestmark = pytest.mark.distributed
+
+IS_TORCH_2_6 = torch.__version__.startswith("2.6.")
 
 DECISION = ("step", "phase", "test", "window", "decision")
 
@@ -85,6 +88,7 @@ def test_supervised_fine_tuning_with_lora(tmp_path):
     assert results[0]["search"] == results[1]["search"] == results[0]["history"][0]["learning_rate"]
 
 
+@pytest.mark.skipif(IS_TORCH_2_6, reason="torch 2.6 cannot load the optimizer of a DDP checkpoint to a CPU")
 def test_two_processes_resume_bit_for_bit(tmp_path):
     first, second = run(tmp_path / "two", 2, "resume", steps=[5, 25, 73])
     assert first == second
@@ -103,6 +107,7 @@ def test_bad_losses_on_one_process(tmp_path, kind):
     assert decided[1:] == [(68, "slope", 0)] if kind == "single" else [(51, "divergence", 1)]
 
 
+@pytest.mark.skipif(IS_TORCH_2_6, reason="fully_shard of torch 2.6 needs streams, which a CPU has not")
 def test_sharded_parameters_give_the_same_path(tmp_path):
     (one,) = torchrun(tmp_path / "one", 1, "train_sharded.py", str(tmp_path / "one"))
     results = torchrun(tmp_path / "two", 2, "train_sharded.py", str(tmp_path / "two"))

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_exptest import run
+
 FLAGS = ["--max_steps", "30", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--use_cpu", "true"]
 FLAGS += ["--report_to", "none", "--save_strategy", "no"]
 SFT_FLAGS = ["--bf16", "false", "--gradient_checkpointing", "false"]
@@ -68,12 +70,16 @@ def test_under_torchrun(tmp_path):
     assert (done.stdout + done.stderr).count("starts with learning rate") == 1
 
 
-def test_wrong_calls_say_what_would_be_right(tmp_path):
-    done = launch("hf_exptest.run", str(tmp_path / "missing.py"))
-    assert done.returncode == 1
-    assert "there is no script" in done.stderr
-    assert "missing.py" in done.stderr
-    assert launch("hf_exptest.run").returncode == 2
-    shown = launch("hf_exptest.run", "--help")
-    assert shown.returncode == 0
-    assert "accelerate launch -m hf_exptest.run" in shown.stdout
+def test_wrong_calls_say_what_would_be_right(tmp_path, monkeypatch, capsys):
+    def exit_code(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf_exptest.run", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            run.main()
+        return exit_info.value.code
+
+    missing = str(tmp_path / "missing.py")
+    assert exit_code(missing).startswith(f"hf_exptest.run: there is no script {missing!r}; usage: ")
+    assert capsys.readouterr().out == ""
+    for arguments, code in (((), 2), (("--help",), 0)):
+        assert exit_code(*arguments) == code
+        assert "accelerate launch -m hf_exptest.run" in capsys.readouterr().out
