@@ -134,8 +134,9 @@ def test_california_housing_starts_afresh_when_detect_rejects_a_rate(census_file
 
 
 def test_california_housing_takes_the_default_preset(census_file, monkeypatch, capsys):
+    # Where Python puts a script's own folder, so that it finds its neighbour.
     monkeypatch.syspath_prepend(FOLDER)
-    script = importlib.import_module("california_housing_default")
+    script = load_script("california_housing_default", monkeypatch)
     script.main(["--dataset", str(census_file), "--iterations", "150", "--seeds", "1"])
 
     output = capsys.readouterr().out

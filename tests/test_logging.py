@@ -44,6 +44,15 @@ def expected_series(callback, trainer):
     }
 
 
+def assert_same_rows(rows, expected):
+    """Whether what a reporter kept, one dict a log, is the expected series; a row without a key counts not for it."""
+    series = {}
+    for key in KEYS:
+        found = [row for row in rows if f"train/{key}" in row]
+        series[key] = ([row["train/global_step"] for row in found], [row[f"train/{key}"] for row in found])
+    assert_same_series(series, expected)
+
+
 def assert_same_series(series, expected):
     for key in KEYS:
         assert series[key][0] == expected[key][0]
@@ -87,15 +96,10 @@ def test_weights_and_biases_has_the_numbers_offline(tmp_path, monkeypatch):
     # Waits for the process that writes the file.
     wandb.teardown()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    series = {key: ([], []) for key in KEYS}
-    for content in read_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(content)
-        row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-        for key in KEYS:
-            if f"train/{key}" in row:
-                series[key][0].append(row["train/global_step"])
-                series[key][1].append(row[f"train/{key}"])
-    assert_same_series(series, expected_series(callback, trainer))
+    records = map(wandb_internal_pb2.Record.FromString, read_records(file.read_bytes()))
+    items = [record.history.item for record in records]
+    rows = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row} for row in items]
+    assert_same_rows(rows, expected_series(callback, trainer))
 
 
 def test_trackio_has_the_numbers_on_this_machine(tmp_path, monkeypatch):
@@ -105,11 +109,7 @@ def test_trackio_has_the_numbers_on_this_machine(tmp_path, monkeypatch):
     callback, trainer = train(tmp_path, report_to=["trackio"])
     with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "huggingface.db")) as database:
         rows = [json.loads(text) for (text,) in database.execute("SELECT metrics FROM metrics ORDER BY step")]
-    series = {}
-    for key in KEYS:
-        found = [row for row in rows if f"train/{key}" in row]
-        series[key] = ([row["train/global_step"] for row in found], [row[f"train/{key}"] for row in found])
-    assert_same_series(series, expected_series(callback, trainer))
+    assert_same_rows(rows, expected_series(callback, trainer))
 
 
 def test_each_decision_is_one_line(tmp_path, caplog, capsys):

@@ -14,13 +14,12 @@ reader's choice, by the validation loss that is printed too.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from california_housing import Part, load_data, mean_squared_error, split_data
+from california_housing import Part, load_data, make_network, make_parser, mean_squared_error, split_data
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
@@ -33,7 +32,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.layers = make_network()
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": mean_squared_error(self.layers, Part(x, labels))}
@@ -72,11 +71,7 @@ def train(parts: tuple[Part, Part, Part], iterations: int, seed: int) -> tuple[l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The default preset of ExpTest on California housing.")
-    parser.add_argument("--dataset", default="leostelon/california-housing", help="Hub name, or a local .csv file")
-    parser.add_argument("--iterations", type=int, default=2000, help="full-batch steps (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="number of runs (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = make_parser("The default preset of ExpTest on California housing.", 2000).parse_args(argv)
     # A model this small only loses time when threads share it.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
