@@ -44,7 +44,7 @@ class ExpTestConfig:
             Whether to stretch each window by path length over net displacement of the parameters (S / |V| in the
             paper), which allows for the noise of stochastic gradients.
         autocorrelation (`bool`, *optional*, defaults to `True`):
-            Whether the slope test counts correlated losses as fewer observations. The paper's t-test does not.
+            Whether both tests count correlated losses as fewer observations. The tests of the paper do not.
 
     Raises:
         `ValueError` or `TypeError`: quoting the value that is out of range.
@@ -70,7 +70,7 @@ class ExpTestConfig:
     cooldown: float = field(default=0.7, metadata={"help": "Share of the steps, at the end, with a falling rate."})
     window: float | None = field(default=0.2, metadata={"help": "Window as a share of the steps; None: the paper's."})
     window_correction: bool = field(default=False, metadata={"help": "Stretch windows by path over displacement."})
-    autocorrelation: bool = field(default=True, metadata={"help": "Use the effective sample size in the slope test."})
+    autocorrelation: bool = field(default=True, metadata={"help": "Count correlated losses as fewer in the tests."})
 
     def __post_init__(self) -> None:
         _check_number("alpha", self.alpha, 0 < _as_float(self.alpha) < 1, "a significance level in (0, 1), say 0.05")

@@ -249,7 +249,7 @@ class ExpTestController:
         if len(losses) < MIN_WINDOW:
             return name, 1.0
         if self.phase == DETECT:
-            return name, exponential_decay_test(losses).p_value
+            return name, exponential_decay_test(losses, autocorrelation=self.config.autocorrelation).p_value
         return name, slope_test(losses, autocorrelation=self.config.autocorrelation).p_value
 
     def _record(self, test: str, p_value: float | None, decision: str, window: int = 0) -> None:

@@ -96,7 +96,9 @@ class _Window:
     rounding: float  # a sum of squared residuals of `values` at or below this is rounding error
 
 
-def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) -> ExponentialDecayResult:
+def exponential_decay_test(
+    losses: ArrayLike, times: ArrayLike | None = None, *, autocorrelation: bool = False
+) -> ExponentialDecayResult:
     """
     Tests whether a window of losses decays exponentially, `a * exp(-b * (t - t_0)) + c` with `a > 0` and `b > 0`.
 
@@ -112,10 +114,14 @@ def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) ->
     searched (variable projection), between a barely bent line and a decay within one mean step. The p-value does not
     change under `losses -> s * losses + k` with `s > 0`, nor under a shift or a positive scaling of `times`.
 
+    The paper takes the residuals for independent. With `autocorrelation=True` the window counts as fewer losses, as in
+    [`slope_test`]; the noise is then what remains after the exponential.
+
     Args:
         losses (array of `float`, shape `(n,)`): Loss of each optimizer step, at least 4.
         times (array of `float`, shape `(n,)`, *optional*): Strictly increasing abscissa, in any unit: the step or the
             accumulated learning rate. Defaults to 0, 1, 2, ...
+        autocorrelation (`bool`, *optional*, defaults to `False`): Whether to allow for correlated noise.
 
     Returns:
         [`ExponentialDecayResult`]: `p_value` is 1.0 if a loss is not finite, if the losses are constant, or if no
@@ -156,7 +162,13 @@ def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) ->
     residual_exp = max(residual_exp, window.rounding)
     residual_line = max(_squares(_residuals(y, _orthonormal(u, degree=1))), window.rounding)
 
-    freedom = len(y) - 3
+    # `_fit_at` leaves the curve at mean zero; its asymptote follows from that.
+    decay = np.exp(-rate * u)
+    asymptote = window.offset - window.scale * amplitude * float(decay.mean())
+    freedom = float(len(y) - 3)
+    if autocorrelation:
+        residuals = y - amplitude * (decay - decay.mean())
+        freedom = max(_effective_sample_size(residuals, residual_exp) - 3.0, 1.0)
     noise = residual_exp / freedom
     against_line = (residual_line - residual_exp) / noise
     against_constant = (total - residual_exp) / 2 / noise
@@ -167,8 +179,6 @@ def exponential_decay_test(losses: ArrayLike, times: ArrayLike | None = None) ->
         )
     else:
         p_value = 1.0
-    # `_fit_at` leaves the curve at mean zero; its asymptote follows from that.
-    asymptote = window.offset - window.scale * amplitude * float(np.mean(np.exp(-rate * u)))
     return ExponentialDecayResult(p_value, against_line, window.scale * amplitude, rate / window.span, asymptote)
 
 
@@ -186,10 +196,15 @@ def slope_test(
 
     The plain test takes the residuals for independent, on `n - 2` degrees of freedom. Neighbouring training losses
     are not: on a flat loss whose noise has a lag-one correlation of 0.9 it answers "decreasing" at the 5 % level 35 %
-    of the time. With `autocorrelation=True` the lag-one correlation `r` of the noise is estimated and the window
-    counts as `n * (1 - r) / (1 + r)` independent losses, in the standard error and in the degrees of freedom (Bayley
-    & Hammersley, 1946; Santer et al., 2000, doi:10.1029/1999JD901105), never as more than `n`. The noise is
-    then what remains after a parabola, because a loss that falls along a curve is not noise about a line.
+    of the time. With `autocorrelation=True` the window counts as fewer independent losses, in the standard error and
+    in the degrees of freedom. The noise is then what remains after a parabola, because a loss that falls along a curve
+    is not noise about a line. It gives two numbers, of which the smaller counts, never more than `n`:
+
+    - `n * (1 - r) / (1 + r)` for its lag-one correlation `r` (Bayley & Hammersley, 1946; Santer et al., 2000,
+      doi:10.1029/1999JD901105): exact for noise of which each step passes on a share;
+    - `n` over the factor by which its means over `sqrt(n)` consecutive losses vary more than those of independent ones
+      (overlapping batch means, Meketon & Schmeiser, 1984): the noise of real trainings has a weak correlation that
+      lasts, which neighbours hardly show.
 
     Args:
         losses (array of `float`, shape `(n,)`): Loss of each optimizer step, at least 3 (4 with `autocorrelation`).
@@ -231,7 +246,7 @@ def slope_test(
     sum_of_squares = max(_squares(residuals), window.rounding)
     effective = float(n)
     if autocorrelation:
-        effective = _effective_sample_size(n, float(residuals[1:] @ residuals[:-1]) / sum_of_squares)
+        effective = _effective_sample_size(residuals, sum_of_squares)
     freedom = max(effective - degree - 1, 1.0)
     # In the orthonormal basis the coefficient of the line has the standard deviation of the noise.
     coefficient = float(basis[0] @ y)
@@ -374,14 +389,21 @@ def _fit_at(rate: float, y: Vector, u: Vector) -> tuple[float, float, float]:
     return _squares(y - amplitude * decay), amplitude, rate
 
 
-def _effective_sample_size(n: int, lag_one: float) -> float:
+def _effective_sample_size(residuals: Vector, sum_of_squares: float) -> float:
     """
-    Number of independent losses worth `n` with the lag-one correlation `lag_one` of the residuals of a parabola.
+    Number of independent losses that a window is worth, from its residuals about a curve of three parameters.
 
-    Fitting a trend takes correlation out of the residuals: their expected lag-one correlation is about
+    Fitting a trend takes correlation out of the residuals. Their expected lag-one correlation is about
     `r - (3 + 6 * r) / n` after a parabola (Kendall's bias, first order). Near r = 1 the true bias is larger; with the
-    next term of the series, `(4 + 7 * r) / n`, the level of the test is right from r = 0 to 0.99.
+    next term of the series, `(4 + 7 * r) / n`, the level of the test is right from r = 0 to 0.99. The means over
+    batches of `b` losses vary less by a share of `3 * b / n`.
     """
+    n = len(residuals)
+    lag_one = float(residuals[1:] @ residuals[:-1]) / sum_of_squares
     correlation = (n * lag_one + 4.0) / max(n - 7.0, 1.0)
     correlation = min(max(correlation, 0.0), 1.0 - 1.0 / n)
-    return max(n * (1.0 - correlation) / (1.0 + correlation), 1.0)
+    batch = round(math.sqrt(n))
+    cumulative = np.concatenate([[0.0], np.cumsum(residuals)])
+    sums = cumulative[batch:] - cumulative[:-batch]
+    excess = _squares(sums) / len(sums) / (batch * sum_of_squares / n) + 3.0 * batch / n
+    return max(min(n * (1.0 - correlation) / (1.0 + correlation), n / max(excess, 1.0)), 1.0)

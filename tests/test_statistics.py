@@ -51,6 +51,14 @@ def rejection_rates(test, windows):
     return [float(np.mean(p_values < level)) for level in LEVELS]
 
 
+def exponential_of_correlated(losses, times=None):
+    return exponential_decay_test(losses, times, autocorrelation=True)
+
+
+def slope_of_correlated(losses, times=None):
+    return slope_test(losses, times, autocorrelation=True)
+
+
 def autocorrelated_noise(rng, rho, count, n):
     """AR(1) noise of unit variance, stationary from the first value."""
     noise = rng.standard_normal((count, n)) * math.sqrt(1 - rho**2)
@@ -166,20 +174,34 @@ def test_slope_equals_linregress(n, slope):
     assert result.effective_sample_size == n
 
 
-def slow_autocorrelated_slope_test(losses, times):
-    n = len(losses)
-    residuals = losses - np.polyval(np.polyfit(times, losses, 2), times)
+def lasting_noise(rng, count, n):
+    """Unit variance, a tenth of it slow: neighbours hardly show it, means over many losses do."""
+    slow = autocorrelated_noise(rng, 0.8, count, n)
+    return math.sqrt(0.9) * rng.standard_normal((count, n)) + math.sqrt(0.1) * slow
+
+
+def slow_effective_sample_size(residuals):
+    n = len(residuals)
     lag_one = np.sum(residuals[1:] * residuals[:-1]) / np.sum(residuals**2)
     correlation = np.clip((n * lag_one + 4) / (n - 7), 0, 1 - 1 / n)
-    effective = max(1.0, n * (1 - correlation) / (1 + correlation))
+    batch = round(math.sqrt(n))
+    means = np.array([residuals[start : start + batch].mean() for start in range(n - batch + 1)])
+    excess = np.mean(means**2) / (np.mean(residuals**2) / batch) + 3 * batch / n
+    return max(1.0, min(n * (1 - correlation) / (1 + correlation), n / max(1.0, excess)))
+
+
+def slow_autocorrelated_slope_test(losses, times):
+    residuals = losses - np.polyval(np.polyfit(times, losses, 2), times)
+    effective = slow_effective_sample_size(residuals)
     freedom = max(1.0, effective - 3)
     error = np.sqrt(np.sum(residuals**2) / freedom / np.sum((times - times.mean()) ** 2))
     return stats.t.cdf(np.polyfit(times, losses, 1)[0] / error, freedom), effective
 
 
-@pytest.mark.parametrize("rho", [-0.5, 0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("rho", [-0.5, 0.0, 0.5, 0.9, 0.99, "lasting"])
 def test_autocorrelated_slope_equals_slow_reference(rho):
-    losses = autocorrelated_noise(np.random.default_rng(4), rho, 1, 80)[0]
+    rng = np.random.default_rng(4)
+    losses = (lasting_noise(rng, 1, 80) if rho == "lasting" else autocorrelated_noise(rng, rho, 1, 80))[0]
     times = noisy_window(0, 80)[1]
     result = slope_test(losses, times, autocorrelation=True)
     p_value, effective = slow_autocorrelated_slope_test(losses, times)
@@ -192,11 +214,54 @@ def test_autocorrelated_slope_equals_slow_reference(rho):
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9, 0.97])
 def test_level_under_autocorrelation(n, rho):
     windows = autocorrelated_noise(np.random.default_rng([5, n]), rho, 1500, n)
-    corrected = rejection_rates(lambda window: slope_test(window, autocorrelation=True), windows)
+    corrected = rejection_rates(slope_of_correlated, windows)
     assert 0.02 <= corrected[1] <= 0.07
     plain = rejection_rates(slope_test, windows)
     expected = {0.0: 0.05, 0.5: 0.17, 0.9: 0.35, 0.97: 0.41}[rho]
     assert plain[1] == pytest.approx(expected, abs=0.03)
+
+
+def test_level_under_lasting_correlation():
+    windows = lasting_noise(np.random.default_rng(9), 1500, 100)
+    line = 3 * np.linspace(1, 0, 100)
+    for test, curve in ((slope_test, 0 * line), (exponential_decay_test, line)):
+        plain = rejection_rates(test, curve + windows)
+        corrected = rejection_rates(lambda window, test=test: test(window, autocorrelation=True), curve + windows)
+        assert all(rate <= level + 0.02 for rate, level in zip(corrected, LEVELS, strict=True))
+        assert plain[1] > 0.07
+        assert plain[2] > 0.12
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_level_of_the_exponential_under_autocorrelation(rho):
+    windows = autocorrelated_noise(np.random.default_rng(10), rho, 1000, 100)
+    line = 3 * np.linspace(1, 0, 100)
+    for curve in (0 * line, line):
+        rates = rejection_rates(
+            lambda window, curve=curve: exponential_decay_test(curve + window, autocorrelation=True), windows
+        )
+        assert rates[1] <= 0.07
+    plain = rejection_rates(exponential_decay_test, windows)
+    assert plain[1] == pytest.approx({0.0: 0.01, 0.5: 0.06, 0.9: 0.19}[rho], abs=0.02)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_autocorrelated_exponential_equals_slow_reference(rho):
+    times = np.arange(80.0)
+    losses = 6 * np.exp(-times / 16) + autocorrelated_noise(np.random.default_rng(11), rho, 1, 80)[0]
+    plain = exponential_decay_test(losses, times)
+    result = exponential_decay_test(losses, times, autocorrelation=True)
+    assert (result.amplitude, result.rate, result.asymptote) == (plain.amplitude, plain.rate, plain.asymptote)
+    residuals = losses - result.amplitude * np.exp(-result.rate * times) - result.asymptote
+    freedom = slow_effective_sample_size(residuals) - 3
+    assert freedom < 77
+    noise = np.sum(residuals**2) / freedom
+    line = losses - np.polyval(np.polyfit(times, losses, 1), times)
+    against_line = (np.sum(line**2) - np.sum(residuals**2)) / noise
+    against_constant = (np.sum((losses - losses.mean()) ** 2) - np.sum(residuals**2)) / 2 / noise
+    expected = max(stats.t.sf(math.sqrt(against_line), freedom), stats.f.sf(against_constant, 2, freedom))
+    assert result.p_value == pytest.approx(expected, rel=1e-6)
+    assert result.p_value > plain.p_value
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5])
@@ -204,7 +269,7 @@ def test_power_under_autocorrelation(rho):
     noise = autocorrelated_noise(np.random.default_rng(6), rho, 300, 100)
     u = np.linspace(0, 1, 100)
     for curve in (-2 * u, 3 * np.exp(-3 * u)):
-        rates = rejection_rates(lambda window: slope_test(window, autocorrelation=True), curve + 0.4 * noise)
+        rates = rejection_rates(slope_of_correlated, curve + 0.4 * noise)
         assert rates[1] > 0.99
 
 
@@ -229,9 +294,9 @@ def test_correlation_of_neighbours_costs_significance():
 
 # --- Both tests --------------------------------------------------------------------------------------------------
 
-BOTH = pytest.mark.parametrize(
-    "test", [exponential_decay_test, slope_test, lambda x, t=None: slope_test(x, t, autocorrelation=True)]
-)
+
+EXPONENTIAL = [exponential_decay_test, exponential_of_correlated]
+BOTH = pytest.mark.parametrize("test", [*EXPONENTIAL, slope_test, slope_of_correlated])
 
 
 @BOTH
@@ -297,7 +362,7 @@ def test_any_losses_give_a_probability_and_no_warning(test, losses, gaps):
 @BOTH
 def test_exact_line_with_rounding_is_not_bent(test):
     p_value = test(0.3 - 0.1 * np.arange(30)).p_value
-    assert p_value >= 0.5 if test is exponential_decay_test else p_value < 1e-6
+    assert p_value >= 0.5 if test in EXPONENTIAL else p_value < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -305,7 +370,7 @@ def test_exact_line_with_rounding_is_not_bent(test):
     [
         (exponential_decay_test, 4),
         (slope_test, 3),
-        (lambda losses: slope_test(losses, autocorrelation=True), 4),
+        (slope_of_correlated, 4),
     ],
 )
 def test_too_few_losses(test, minimum):
