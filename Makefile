@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test quality test-minimum test-latest mutants audit clean
+.PHONY: help quickstart test pytest quality test-minimum test-latest mutants audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1:\2/p' $(MAKEFILE_LIST) | awk -F: '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -13,7 +13,11 @@ help: ## List the targets
 quickstart: .venv/.installed ## Run examples/quickstart.py
 	.venv/bin/python examples/quickstart.py
 
-test: quality ## Check the code, then run the tests
+# Side by side: the type check has one thread.
+test: .venv/.installed ## Check the code and run the tests
+	$(MAKE) --jobs=2 quality pytest
+
+pytest: .venv/.installed
 	.venv/bin/python -m pytest -n auto
 
 quality: .venv/.installed ## Lint, format check and type check

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from statistics import mean, median
@@ -62,6 +63,8 @@ def refuse(*arguments: object) -> None:
 def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monkeypatch):
     save_small_mnist(tmp_path)
     out = tmp_path / "runs.jsonl"
+    # A process of its own only makes the peak memory true; see the next test.
+    monkeypatch.setattr(run, "in_new_process", run.measure)
     arguments = ["--data", tmp_path, "--out", out, "--tasks", "digits", "mnist softmax", "--seeds", 0]
     arguments += ["--methods", "default 5e-5", "exptest", "--steps"]
     call(run, monkeypatch, *arguments, 400)
@@ -89,6 +92,12 @@ def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monke
     assert out.read_text() == before
     with pytest.raises(SystemExit):
         call(run, monkeypatch, *arguments, 200)
+
+
+def test_a_run_has_a_process_of_its_own(tmp_path, monkeypatch):
+    assert run.in_new_process("digits", "default 5e-5", 0, tmp_path, 3)["steps"] == 3
+    monkeypatch.setattr(run, "measure", os.getpid)
+    assert len({os.getpid(), run.in_new_process(), run.in_new_process()}) == 3
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatch):
