@@ -98,7 +98,10 @@ class LearningRateSearch:
             label=f"found for {self.num_training_steps} steps: {self.learning_rate:.2g}",
         )
         ax.set(xscale="log", xlabel="learning rate", ylabel="loss on held-out batches")
-        ax.legend(fontsize="small")
+        # No loss is drawn above that of the untouched model, so the legend hides none there.
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + 0.35 * (top - bottom))
+        ax.legend(fontsize="small", loc="upper center")
         return ax
 
 
