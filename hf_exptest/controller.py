@@ -245,12 +245,10 @@ class ExpTestController:
 
     def _test(self, losses: list[float]) -> tuple[str, float]:
         """Name and p-value of the phase's test; too few losses tell nothing for a rate."""
-        name = "exponential_decay" if self.phase == DETECT else "slope"
+        name, test = ("exponential_decay", exponential_decay_test) if self.phase == DETECT else ("slope", slope_test)
         if len(losses) < MIN_WINDOW:
             return name, 1.0
-        if self.phase == DETECT:
-            return name, exponential_decay_test(losses, autocorrelation=self.config.autocorrelation).p_value
-        return name, slope_test(losses, autocorrelation=self.config.autocorrelation).p_value
+        return name, test(losses, autocorrelation=self.config.autocorrelation).p_value
 
     def _record(self, test: str, p_value: float | None, decision: str, window: int = 0) -> None:
         self.history.append(

@@ -162,12 +162,9 @@ def exponential_decay_test(
     residual_exp = max(residual_exp, window.rounding)
     residual_line = max(_squares(_residuals(y, _orthonormal(u, degree=1))), window.rounding)
 
-    # `_fit_at` leaves the curve at mean zero; its asymptote follows from that.
-    decay = np.exp(-rate * u)
-    asymptote = window.offset - window.scale * amplitude * float(decay.mean())
     freedom = float(len(y) - 3)
     if autocorrelation:
-        residuals = y - amplitude * (decay - decay.mean())
+        residuals = y - amplitude * _centred_decay(rate, u)
         freedom = max(_effective_sample_size(residuals, residual_exp) - 3.0, 1.0)
     noise = residual_exp / freedom
     against_line = (residual_line - residual_exp) / noise
@@ -179,6 +176,8 @@ def exponential_decay_test(
         )
     else:
         p_value = 1.0
+    # `_fit_at` leaves the curve at mean zero; its asymptote follows from that.
+    asymptote = window.offset - window.scale * amplitude * float(np.mean(np.exp(-rate * u)))
     return ExponentialDecayResult(p_value, against_line, window.scale * amplitude, rate / window.span, asymptote)
 
 
@@ -383,10 +382,16 @@ def _explained(log_rate: float, y: Vector, u: Vector) -> float:
 
 def _fit_at(rate: float, y: Vector, u: Vector) -> tuple[float, float, float]:
     """Sum of squared residuals and amplitude of the best exponential with this rate, then the rate itself."""
-    decay = np.expm1(-rate * u)  # a shift by one is absorbed by the asymptote, and slow rates keep their digits
-    decay -= decay.mean()
+    decay = _centred_decay(rate, u)
     amplitude = float(decay @ y) / _squares(decay)
     return _squares(y - amplitude * decay), amplitude, rate
+
+
+def _centred_decay(rate: float, u: Vector) -> Vector:
+    """The decay `exp(-rate * u)` less its mean."""
+    decay: Vector = np.expm1(-rate * u)  # a shift by one is absorbed by the mean, and slow rates keep their digits
+    decay -= decay.mean()
+    return decay
 
 
 def _effective_sample_size(residuals: Vector, sum_of_squares: float) -> float:
