@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PrinterCallback
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, exponential_decay_test, slope_test
@@ -54,9 +53,7 @@ def record(task: str, data: Path, folder: Path) -> Vector:
             callback = ExpTestCallback(learning_rate=grid_rates(task)[3], cooldown=0.9)
             with tempfile.TemporaryDirectory() as output_dir:
                 logs = {"logging_strategy": "steps", "logging_steps": 1}
-                trainer = make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], data_seed=order, **logs)
-                trainer.remove_callback(PrinterCallback)
-                trainer.train()
+                make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], data_seed=order, **logs).train()
             trainings.append(callback.report().losses)
         folder.mkdir(parents=True, exist_ok=True)
         np.savetxt(path, trainings, fmt="%.6g")

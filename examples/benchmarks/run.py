@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import Trainer
 from transformers.utils import logging
 
 from .methods import METHODS, PACKAGES, make_setup, with_grid
@@ -91,7 +91,6 @@ def measure(task: str, method: str, seed: int, data: Path, num_steps: int) -> Ro
     with tempfile.TemporaryDirectory() as folder:
         # The data of some tasks depends on the number of steps, so a search's steps are taken off only afterwards.
         trainer = make_trainer(task, data, seed, num_steps, folder, [], bf16=task in BF16_TASKS, **setup.arguments)
-        trainer.remove_callback(PrinterCallback)
         began = time.monotonic()
         search_steps, settings = setup.prepare(trainer)
         meter = Meter()

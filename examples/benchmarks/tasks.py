@@ -27,6 +27,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
+    PrinterCallback,
     ResNetConfig,
     ResNetForImageClassification,
     Trainer,
@@ -74,7 +75,10 @@ def make_trainer(
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
     }
-    return _TASKS[task](data, TrainingArguments(**usual | arguments), callbacks)
+    trainer = _TASKS[task](data, TrainingArguments(**usual | arguments), callbacks)
+    # Without a progress bar the Trainer prints its log, which would stand between the tables.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _characters(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
