@@ -178,8 +178,12 @@ def rows():
 
 def cells(table: str) -> dict[str, list[str]]:
     """The cells of a Markdown table, by the first of their line."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return {line[0]: line[1:] for line in lines[2:]}
+    return {line[0]: line[1:] for line in body(table)}
+
+
+def body(table: str) -> list[list[str]]:
+    """The lines of a Markdown table below its header, cell by cell."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def slow_regret(rows, task, method):
@@ -306,13 +310,9 @@ def test_noise_of_trainings_is_what_their_mean_lacks():
     assert noise.reshape(8, 5, 1000).std((0, 2)) == pytest.approx(1, abs=0.05)
     assert np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] == pytest.approx(0, abs=0.03)
 
-    lines = calibration.table({"made up": noise}, num_draws=200).splitlines()
-    shares = {tuple(cells[3:5]): [float(cell.rstrip("%")) for cell in cells[5:8]] for cells in map(columns, lines[2:])}
+    table = calibration.table({"made up": noise}, num_draws=200)
+    shares = {(what, whose): [float(cell.rstrip("%")) for cell in cells] for _, _, what, whose, *cells in body(table)}
     assert len(shares) == 10
     for whose in ("ours", "published"):
         assert min(shares["finds an exponential", whose] + shares["finds a falling line", whose]) >= 99
         assert shares["takes a flat line for falling", whose][1] == pytest.approx(5, abs=5)
-
-
-def columns(line: str) -> list[str]:
-    return [cell.strip() for cell in line.split("|")]

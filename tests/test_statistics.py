@@ -224,9 +224,12 @@ def test_level_under_autocorrelation(n, rho):
 def test_level_under_lasting_correlation():
     windows = lasting_noise(np.random.default_rng(9), 1500, 100)
     line = 3 * np.linspace(1, 0, 100)
-    for test, curve in ((slope_test, 0 * line), (exponential_decay_test, line)):
+    for test, of_correlated, curve in (
+        (slope_test, slope_of_correlated, 0 * line),
+        (exponential_decay_test, exponential_of_correlated, line),
+    ):
         plain = rejection_rates(test, curve + windows)
-        corrected = rejection_rates(lambda window, test=test: test(window, autocorrelation=True), curve + windows)
+        corrected = rejection_rates(of_correlated, curve + windows)
         assert all(rate <= level + 0.02 for rate, level in zip(corrected, LEVELS, strict=True))
         assert plain[1] > 0.07
         assert plain[2] > 0.12
@@ -237,10 +240,7 @@ def test_level_of_the_exponential_under_autocorrelation(rho):
     windows = autocorrelated_noise(np.random.default_rng(10), rho, 1000, 100)
     line = 3 * np.linspace(1, 0, 100)
     for curve in (0 * line, line):
-        rates = rejection_rates(
-            lambda window, curve=curve: exponential_decay_test(curve + window, autocorrelation=True), windows
-        )
-        assert rates[1] <= 0.07
+        assert rejection_rates(exponential_of_correlated, curve + windows)[1] <= 0.07
     plain = rejection_rates(exponential_decay_test, windows)
     assert plain[1] == pytest.approx({0.0: 0.01, 0.5: 0.06, 0.9: 0.19}[rho], abs=0.02)
 
