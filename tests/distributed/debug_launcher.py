@@ -16,6 +16,7 @@ from hf_exptest import ExpTestConfig, ExpTestScheduler
 def train(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
+    torch.manual_seed(rank)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
     config = ExpTestConfig(learning_rate=0.1, warmup=0.0, cooldown=0.1, window=0.3)
     scheduler = ExpTestScheduler(optimizer, config, num_training_steps=100, accelerator=accelerator)
