@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from hf_exptest import ExpTestCallback, exponential_decay_test, slope_test
+from hf_exptest import ExpTestCallback, TestResult, exponential_decay_test, slope_test
 
 from ..paper import published
 from .methods import grid_rates
-from .run import BUDGETS
+from .run import BF16_TASKS, BUDGETS
 from .tables import markdown
 from .tasks import METRICS, make_trainer
 
@@ -51,9 +51,10 @@ def record(task: str, data: Path, folder: Path) -> Vector:
         for order in range(NUM_TRAININGS):
             # A middling rate that warms up and falls, without a decision that only some of them take.
             callback = ExpTestCallback(learning_rate=grid_rates(task)[3], cooldown=0.9)
+            arguments = {"data_seed": order, "bf16": task in BF16_TASKS}
+            arguments |= {"logging_strategy": "steps", "logging_steps": 1}
             with tempfile.TemporaryDirectory() as output_dir:
-                logs = {"logging_strategy": "steps", "logging_steps": 1}
-                make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], data_seed=order, **logs).train()
+                make_trainer(task, data, 0, BUDGETS[task], output_dir, [callback], **arguments).train()
             trainings.append(callback.report().losses)
         folder.mkdir(parents=True, exist_ok=True)
         np.savetxt(path, trainings, fmt="%.6g")
@@ -77,14 +78,9 @@ def draw(residuals: Vector, generator: np.random.Generator) -> Vector:
     return residuals[training, start : start + WINDOW]
 
 
-def ours_exponential(losses: Vector) -> float:
-    """p-value of `exponential_decay_test` as `ExpTestConfig` has it unless told otherwise."""
-    return exponential_decay_test(losses, autocorrelation=True).p_value
-
-
-def ours_slope(losses: Vector) -> float:
-    """p-value of `slope_test` as `ExpTestConfig` has it unless told otherwise."""
-    return slope_test(losses, autocorrelation=True).p_value
+def ours(test: Callable[..., TestResult]) -> Callable[[Vector], float]:
+    """p-value of one of our tests as `ExpTestConfig` has it unless told otherwise."""
+    return lambda losses: test(losses, autocorrelation=True).p_value
 
 
 def scaled(curve: Vector, degree: int) -> Vector:
@@ -96,12 +92,14 @@ def scaled(curve: Vector, degree: int) -> Vector:
 T = np.arange(WINDOW) / WINDOW
 EXPONENTIAL = scaled(np.exp(-5 * T), degree=1)
 FALLING = scaled(-T, degree=0)
+DECAY_TESTS = {"ours": ours(exponential_decay_test), "published": published.exponential_p_value}
+SLOPE_TESTS = {"ours": ours(slope_test), "published": published.slope_p_value}
 CASES: list[tuple[str, Vector, dict[str, Callable[[Vector], float]]]] = [
-    ("finds an exponential", EXPONENTIAL, {"ours": ours_exponential, "published": published.exponential_p_value}),
-    ("takes a falling line for one", FALLING, {"ours": ours_exponential, "published": published.exponential_p_value}),
-    ("takes a flat line for one", 0 * T, {"ours": ours_exponential, "published": published.exponential_p_value}),
-    ("finds a falling line", FALLING, {"ours": ours_slope, "published": published.slope_p_value}),
-    ("takes a flat line for falling", 0 * T, {"ours": ours_slope, "published": published.slope_p_value}),
+    ("finds an exponential", EXPONENTIAL, DECAY_TESTS),
+    ("takes a falling line for one", FALLING, DECAY_TESTS),
+    ("takes a flat line for one", 0 * T, DECAY_TESTS),
+    ("finds a falling line", FALLING, SLOPE_TESTS),
+    ("takes a flat line for falling", 0 * T, SLOPE_TESTS),
 ]
 
 

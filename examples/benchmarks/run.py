@@ -41,6 +41,7 @@ from .tasks import METRICS, make_trainer
 # Optimizer steps of every method: three epochs of fine-tuning, and enough for the small models to end well.
 BUDGETS = {
     "characters": 1000,
+    "characters 3000": 3000,
     "sst2": 1297,
     "trec": 1022,
     "trec lora": 1022,

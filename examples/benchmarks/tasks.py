@@ -273,6 +273,7 @@ def _mnist_softmax(data: Path, args: TrainingArguments, callbacks: list[TrainerC
 
 _TASKS = {
     "characters": _characters,
+    "characters 3000": _characters,
     "sst2": _sst2,
     "trec": _trec,
     "trec lora": _trec_lora,
@@ -281,9 +282,10 @@ _TASKS = {
     "digits": _digits,
     "mnist softmax": _mnist_softmax,
 }
-METRICS = {task: "eval_loss" if task == "characters" else "eval_accuracy" for task in _TASKS}
+METRICS = {task: "eval_loss" if task.startswith("characters") else "eval_accuracy" for task in _TASKS}
 NUM_STEPS = {
     "characters": 1000,
+    "characters 3000": 3000,
     "sst2": 300,
     "trec": 300,
     "trec lora": 300,
@@ -296,6 +298,7 @@ IS_HIGHER_BETTER = {task: metric == "eval_accuracy" for task, metric in METRICS.
 # By a factor of three, as far as the best rate of the grid has a worse one on either side.
 GRIDS = {
     "characters": [1e-3, 3e-3, 1e-2, 3e-2],
+    "characters 3000": [1e-3, 3e-3, 1e-2, 3e-2],
     "sst2": [3e-5, 1e-4, 3e-4],
     "trec": [3e-5, 1e-4, 3e-4],
     "trec lora": [1e-3, 3e-3, 1e-2],
