@@ -283,9 +283,9 @@ _TASKS = {
     "mnist softmax": _mnist_softmax,
 }
 METRICS = {task: "eval_loss" if task.startswith("characters") else "eval_accuracy" for task in _TASKS}
+# Optimizer steps of the ablation and of the model cards.
 NUM_STEPS = {
     "characters": 1000,
-    "characters 3000": 3000,
     "sst2": 300,
     "trec": 300,
     "trec lora": 300,
