@@ -313,13 +313,13 @@ def test_documented_tables_are_those_of_the_kept_runs(document, tmp_path, monkey
     commands = re.findall(r"^    python -m examples\.benchmarks\.(tables|ablation) (.*)$", text, re.MULTILINE)
     assert {name for name, _ in commands} == {"tables", "ablation"}
     monkeypatch.setattr(ablation, "run", refuse)
+    monkeypatch.chdir(tmp_path)
     for name, arguments in commands:
         arguments = re.sub(r"\S*\b(runs|ablation)\.jsonl", rf"{root}/examples/benchmarks/results/\1.jsonl", arguments)
         words = shlex.split(arguments)
         if "--tasks" not in words and name == "tables":
             # How to begin: it has no table beside it as long as a task is missing.
             continue
-        monkeypatch.chdir(tmp_path)
         call(importlib.import_module(f"examples.benchmarks.{name}"), monkeypatch, *words)
         shown = re.findall(r"(?:^\|.*\n)+", capsys.readouterr().out, re.MULTILINE)
         # The README has the summary alone.

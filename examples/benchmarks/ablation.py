@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,9 +31,9 @@ from transformers.utils import logging
 from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
 from hf_exptest.rehearsal import MIN_STEPS, STRETCH, vertex
 
-from .run import Row, read_rows
-from .tables import BEST, Rows, markdown
-from .tasks import GRIDS, IS_HIGHER_BETTER, METRICS, NUM_STEPS, make_trainer
+from .run import Row, append_row, read_rows
+from .tables import BEST, Rows, best_of, markdown
+from .tasks import GRIDS, METRICS, NUM_STEPS, make_trainer
 
 # Training from the rate that the default found; a window of 0.9 without cool-down tests at the last step only.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -128,12 +127,6 @@ def run(task: str, part: str, seed: int, data: Path, rows: Rows) -> Row:
     return {"learning_rate": rate} | train(task, seed, data, callback)
 
 
-def best_of_grid(rows: Rows, task: str, seeds: Sequence[int]) -> str:
-    """The part that is the rate of the grid with the best mean over the seeds."""
-    choose = max if IS_HIGHER_BETTER[task] else min
-    return choose(grid_parts(task), key=lambda part: mean(rows[task, part, seed]["metric"] for seed in seeds))
-
-
 def quality_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts: Sequence[str]) -> str:
     """Markdown: the metric of every run, with the rates and the cost of the search."""
     lines = []
@@ -141,7 +134,7 @@ def quality_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts:
         # What a line is called, and the part whose runs are in it.
         named = {part: part for part in parts if part not in ("grid", BEST, *SEARCHES)}
         if BEST in parts:
-            best = best_of_grid(rows, task, seeds)
+            best = best_of(rows, task, grid_parts(task), seeds)
             named = {f"{BEST}: {best.split()[1]}": best} | named
         if "grid" in parts:
             named = {part: part for part in grid_parts(task)} | named
@@ -167,7 +160,7 @@ def search_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts: 
     """Markdown: for each search and rule, its rates over the grid's best, and the metric that the grid has there."""
     lines = []
     for task in tasks:
-        best = rows[task, best_of_grid(rows, task, seeds), seeds[0]]["learning_rate"]
+        best = rows[task, best_of(rows, task, grid_parts(task), seeds), seeds[0]]["learning_rate"]
         for part in (part for part in parts if part in SEARCHES):
             group = [rows[task, part, seed] for seed in seeds]
             for rule, key in (("winner", "winner"), ("vertex", "vertex"), ("moved on", "learning_rate")):
@@ -210,8 +203,7 @@ def main() -> None:
             if key not in rows:
                 row = dict(zip(("task", "method", "seed"), key, strict=True)) | {"torch": torch.__version__}
                 rows[key] = row | run(*key, options.data, rows)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(rows[key]) + "\n")
+                append_row(options.out, rows[key])
     print(quality_table(rows, options.tasks, options.seeds, options.parts))
     if any(part in SEARCHES for part in options.parts):
         print()

@@ -176,6 +176,12 @@ def read_rows(path: Path) -> dict[Key, Row]:
     return {(row["task"], row["method"], row["seed"]): row for row in rows}
 
 
+def append_row(path: Path, row: Row) -> None:
+    """Add a run to a file that `read_rows` reads."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def keys(tasks: Iterable[str], methods: list[str], seeds: list[int]) -> list[Key]:
     """Every run that these make, `"grid"` counting as its rates."""
     return [(task, method, seed) for task in tasks for seed in seeds for method in with_grid(methods, task)]
@@ -213,8 +219,7 @@ def main() -> None:
             failures.append(f"{key}: {type(error).__name__}: {error}")
             print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
             continue
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(options.out, row)
         print(f"{key}: {row['metric']:.4f} in {row['steps']} steps, {row['seconds']:.0f} s", flush=True)
     if failures:
         sys.exit("Runs that failed:\n" + "\n".join(failures))

@@ -65,9 +65,14 @@ def cost(row: Row) -> float:
     return math.inf if math.isnan(value) else value
 
 
+def best_of(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """The method with the best mean over the seeds."""
+    return min(methods, key=lambda name: mean(cost(rows[task, name, seed]) for seed in seeds))
+
+
 def best_of_grid(rows: Rows, task: str, seeds: Sequence[int]) -> str:
-    """The method that is the rate of the grid with the best mean over the seeds."""
-    return min(with_grid(["grid"], task), key=lambda name: mean(cost(rows[task, name, seed]) for seed in seeds))
+    """The best of the methods that are the rates of the grid, seen afterwards."""
+    return best_of(rows, task, with_grid(["grid"], task), seeds)
 
 
 def regret(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> list[float]:
@@ -102,12 +107,6 @@ def mean_ranks(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: 
     """Place among `methods`, 1 the best, averaged over tasks and seeds; equal metrics share their places."""
     places = [rankdata([cost(rows[task, name, seed]) for name in methods]) for task in tasks for seed in seeds]
     return dict(zip(methods, np.mean(places, axis=0).tolist(), strict=True))
-
-
-def num_tasks_won(rows: Rows, tasks: Sequence[str], method: str, seeds: Sequence[int]) -> int:
-    """On how many tasks ExpTest's mean regret is lower than that of `method`."""
-    ours, theirs = (regrets(rows, tasks, name, seeds).mean(1) for name in ("exptest", method))
-    return int((ours < theirs).sum())
 
 
 def values(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[int], name: str) -> list[Any]:
@@ -160,6 +159,7 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
     """All tasks: regret with its interval and its worst case, rank, tasks won, and means of what it cost."""
     free = [method for method in methods if method in LEARNING_RATE_FREE]
     ranks = mean_ranks(rows, tasks, free, seeds) if free else {}
+    ours = regrets(rows, tasks, "exptest", seeds).mean(1) if "exptest" in methods else None
     lines = []
     for method in [BEST, *(method for method in methods if method != "grid")]:
         table = regrets(rows, tasks, method, seeds)
@@ -173,14 +173,14 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
         )
         ratios = [step_time_ratio(rows, t, name, seeds) for t, name in names.items()]
         logs = [math.log(ratio) for ratio in ratios if not math.isnan(ratio)]
-        is_compared = "exptest" in methods and method != "exptest"
+        is_compared = ours is not None and method != "exptest"
         lines.append(
             [
                 method,
                 f"{signed(table.mean())} [{signed(low)}, {signed(high)}]",
                 f"{signed(table[task, seed])} ({tasks[task]}, seed {seeds[seed]})",
                 f"{ranks[method]:.2f}" if method in ranks else "",
-                f"{num_tasks_won(rows, tasks, method, seeds)} of {len(tasks)}" if is_compared else "",
+                f"{(ours < table.mean(1)).sum()} of {len(tasks)}" if is_compared else "",
                 f"{search:.0f}",
                 signed(memory, 0),
                 f"{math.exp(mean(logs)) if logs else math.nan:.2f}",
