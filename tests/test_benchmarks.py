@@ -18,6 +18,7 @@ from statistics import mean, median
 
 import numpy as np
 import pytest
+import torch
 from transformers import SchedulerType
 
 pytest.importorskip("sklearn")
@@ -50,6 +51,18 @@ def save_small_mnist(folder: Path) -> None:
         arrays[f"x_{split}"], arrays[f"y_{split}"] = pixels.astype(np.uint8), labels.astype(np.uint8)
     (folder / "mnist").mkdir()
     np.savez(folder / "mnist" / "mnist.npz", **arrays)
+
+
+def save_small_housing(folder: Path) -> None:
+    """100 blocks whose median value is a noisy multiple of the median income."""
+    rng = np.random.default_rng(0)
+    columns = ["longitude", "latitude", "housing_median_age", "total_rooms", "total_bedrooms", "population"]
+    columns += ["households", "median_income", "median_house_value"]
+    blocks = rng.uniform(1, 2, (100, len(columns)))
+    blocks[:, -1] = 1e5 * blocks[:, -2] + 1e4 * rng.standard_normal(100)
+    (folder / "california_housing").mkdir()
+    file = folder / "california_housing" / "housing.csv"
+    np.savetxt(file, blocks, delimiter=",", header=",".join(columns), comments="")
 
 
 def call(module, monkeypatch, *arguments: object) -> None:
@@ -94,6 +107,26 @@ def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monke
     assert out.read_text() == before
     with pytest.raises(SystemExit):
         call(run, monkeypatch, *arguments, 200)
+
+
+def test_the_metric_on_california_housing_is_the_mean_square_over_the_test_part(tmp_path):
+    save_small_housing(tmp_path)
+    trainer = tasks.make_trainer("california", tmp_path, 0, 100, str(tmp_path), [], learning_rate=0.03)
+    (part,) = trainer.eval_dataset
+    assert (len(trainer.train_dataset[0]["x"]), len(part["x"])) == (60, 20)
+
+    def slow() -> float:
+        with torch.no_grad():
+            predictions = [trainer.model.layers(x).item() for x in part["x"]]
+        return mean((y.item() - value) ** 2 for y, value in zip(part["labels"], predictions, strict=True))
+
+    before = trainer.evaluate()["eval_loss"]
+    assert before == pytest.approx(slow(), rel=1e-5)
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert after == pytest.approx(slow(), rel=1e-5)
+    # The targets have a variance of a twelfth.
+    assert after < 0.06 < 1 < before
 
 
 def test_a_run_has_a_process_of_its_own(tmp_path, monkeypatch):

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 Rows = Mapping[Key, Row]
 BEST = "best of the grid"
 NUM_RESAMPLES = 10_000
-# Okabe and Ito's colours, which the colour-blind can tell apart; the markers do it in black and white.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
-MARKERS = "os^DvP*X"
+# Okabe and Ito's colours, which the colour-blind can tell apart, and two greys; the markers do it in black and white.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "0.5", "0.85"]
+MARKERS = "os^DvP*Xp<"
 
 
 def check_complete(rows: Rows, wanted: Sequence[Key]) -> None:
