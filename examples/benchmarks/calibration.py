@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets, see tasks.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the recorded losses")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="(default: all)")
-    parser.add_argument("--draws", type=int, default=1000, help="windows a case (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=10_000, help="windows a case (default: %(default)s)")
     options = parser.parse_args()
     logging.set_verbosity_error()
     residuals = {task: noise(record(task, options.data, options.out)) for task in options.tasks}
