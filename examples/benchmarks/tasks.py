@@ -35,7 +35,7 @@ from transformers import (
     set_seed,
 )
 
-from ..paper.california_housing import load_data, make_network, split_data
+from ..paper.california_housing import Network, load_data, split_data
 
 
 def make_trainer(
@@ -271,17 +271,6 @@ def _mnist_softmax(data: Path, args: TrainingArguments, callbacks: list[TrainerC
     )
 
 
-class _Regression(nn.Module):
-    """The network of the paper's California housing experiment, with the loss that the Trainer asks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = make_network()
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": nn.functional.mse_loss(self.layers(x), labels)}
-
-
 def _california(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """
     California housing with the ExpTest paper's network, split and full batches, and the optimizer of its best
@@ -290,7 +279,7 @@ def _california(data: Path, args: TrainingArguments, callbacks: list[TrainerCall
     args.per_device_train_batch_size, args.weight_decay, args.max_grad_norm = 1, 0.0, 0.0
     train_part, _, test_part = split_data(*load_data(str(data / "california_housing" / "housing.csv")))
     return Trainer(
-        model=_Regression(),
+        model=Network(),
         args=args,
         # One row, which is the whole part.
         train_dataset=[{"x": train_part.x, "labels": train_part.y}],
