@@ -166,6 +166,13 @@ def test_every_method_spends_the_budget(method, tmp_path):
     assert json.loads(json.dumps(row)) is not None
 
 
+def test_a_search_on_top_leaves_the_whole_budget_to_the_training(tmp_path):
+    row = run.measure("digits", methods.ON_TOP, 0, tmp_path, 120)
+    assert (row["budget"], row["steps"]) == (120, 120 + row["search_steps"])
+    assert 200 < row["search_steps"] < 400
+    assert row["metric"] > 0.8
+
+
 @pytest.mark.parametrize("method", PEERS)
 def test_a_missing_peer_is_named_with_its_extra(method, monkeypatch):
     monkeypatch.setitem(sys.modules, PEERS[method], None)

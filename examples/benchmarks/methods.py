@@ -37,6 +37,8 @@ LINEAR = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
 EVALUATIONS = {"eval_strategy": "steps", "eval_steps": 0.05}
 # The knobs of the paper, as far as its claim of robustness goes.
 ALPHAS, BETAS = (0.1, 0.05, 0.01), (1 / 2, 0.33, 0.1, 0.05)
+# ExpTest as a user runs it: the search comes on top of the budget, and the training has all of it.
+ON_TOP = "exptest on top"
 # Optimizer steps that ExpTest's search takes at least, and its share of a long run.
 SEARCH_STEPS, SEARCH_SHARE = 250, ExpTestConfig().search_budget
 
@@ -55,10 +57,12 @@ class Setup:
         prepare (`Callable`):
             Called with the Trainer before it trains, to search, to add callbacks or to set the optimizer. Returns the
             optimizer steps that it spent, and the settings that neither the arguments nor the optimizer show.
+        is_search_on_top (`bool`): whether these steps are not taken off those of the training.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[Trainer], tuple[int, dict[str, Any]]] = _no_preparation
+    is_search_on_top: bool = False
 
 
 def grid_rates(task: str) -> list[float]:
@@ -89,11 +93,13 @@ def make_setup(method: str, num_steps: int) -> Setup:
     The set-up of `method`.
 
     Args:
-        method (`str`): a key of `METHODS`, one rate of a grid, or a `knob_name`.
+        method (`str`): a key of `METHODS`, one rate of a grid, a `knob_name`, or `ON_TOP`.
         num_steps (`int`): optimizer steps that the method may spend, its search included.
     """
     if method.startswith("grid "):
         return Setup({"learning_rate": float(method.split()[1]), **LINEAR})
+    if method == ON_TOP:
+        return exptest(num_steps, is_on_top=True)
     name, *knobs = re.split(r" (?=alpha=|beta=)", method)
     return METHODS[name](num_steps, **{k: float(v) for k, v in (knob.split("=") for knob in knobs)})
 
@@ -260,16 +266,16 @@ def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def exptest(num_steps: int, **knobs: float) -> Setup:
+def exptest(num_steps: int, is_on_top: bool = False, **knobs: float) -> Setup:
     """
     ExpTest's default preset.
 
-    The search is told how many steps will follow it, which depends on what it spends: those left after a search of
-    usual cost. The training is then as long as is really left.
+    The search is told how many steps will follow it. Unless it comes on top, that depends on what it spends: those
+    left after a search of usual cost. The training is then as long as is really left.
     """
 
     def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
-        usual = max(SEARCH_STEPS, round(SEARCH_SHARE * num_steps))
+        usual = 0 if is_on_top else max(SEARCH_STEPS, round(SEARCH_SHARE * num_steps))
         trainer.args.max_steps = max(1, num_steps - usual)
         search = find_learning_rate(trainer, ExpTestConfig(**knobs))
         # Where the search finds nothing, the callback too starts from the rate of the arguments.
@@ -278,7 +284,7 @@ def exptest(num_steps: int, **knobs: float) -> Setup:
         _add(callback, trainer)
         return search.num_steps, {**callback.config.to_dict(), "is_conclusive": search.is_conclusive}
 
-    return Setup(prepare=prepare)
+    return Setup(prepare=prepare, is_search_on_top=is_on_top)
 
 
 def exptest_paper(num_steps: int, **knobs: float) -> Setup:

@@ -7,9 +7,10 @@ ExpTest, its peers and a grid of learning rates on the benchmark tasks: one JSON
     python -m examples.benchmarks.run --data DATA --out runs.jsonl
     python -m examples.benchmarks.run --data DATA --out runs.jsonl --tasks digits --methods grid exptest --seeds 0 1
 
-Every method gets the same number of optimizer steps in all: what a search spends, the training after it lacks. A run
-that the file already holds is not made again, so the command may be stopped and given again; `tables.py` makes the
-tables. The peers need the extra `peers`.
+Every method gets the same number of optimizer steps in all: what a search spends, the training after it lacks. Only
+`--methods "exptest on top"`, not among those of the default, trains as long as the others after its search. A run that
+the file already holds is not made again, so the command may be stopped and given again; `tables.py` makes the tables.
+The peers need the extra `peers`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch
 from transformers import Trainer
 from transformers.utils import logging
 
-from .methods import METHODS, PACKAGES, make_setup, with_grid
+from .methods import METHODS, ON_TOP, PACKAGES, make_setup, with_grid
 from .overhead import Clock
 from .tasks import METRICS, make_trainer
 
@@ -76,7 +77,7 @@ def measure(task: str, method: str, seed: int, data: Path, num_steps: int) -> Ro
     Returns:
         `dict`:
             - `task`, `method`, `seed`, and `metric`, the task's own at the end
-            - `budget`: optimizer steps that every method gets
+            - `budget`: optimizer steps that every method gets (`ON_TOP`: those of its training)
             - `steps`: those that were made, a search's own included; a search may pass the budget by a few, then
               nothing is left for training
             - `search_steps`: those of the search
@@ -97,7 +98,7 @@ def measure(task: str, method: str, seed: int, data: Path, num_steps: int) -> Ro
         search_steps, settings = setup.prepare(trainer)
         meter = Meter()
         trainer.add_callback(meter)
-        trainer.args.max_steps = num_steps - search_steps
+        trainer.args.max_steps = num_steps if setup.is_search_on_top else num_steps - search_steps
         if trainer.args.max_steps > 0:
             trainer.train()
         seconds = time.monotonic() - began
@@ -192,7 +193,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     """The options that `tables.py` has too."""
     parser.add_argument("--tasks", nargs="+", default=list(METRICS), choices=list(METRICS), help="default: all")
     methods = ["grid", *METHODS]
-    choices = [*methods, "exptest knobs", "exptest paper knobs"]
+    choices = [*methods, ON_TOP, "exptest knobs", "exptest paper knobs"]
     parser.add_argument("--methods", nargs="+", default=methods, choices=choices, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
 
