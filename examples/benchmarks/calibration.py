@@ -110,7 +110,8 @@ def table(residuals: dict[str, Vector], num_draws: int) -> str:
     header = ["noise of", "lag-one correlation", "what the test does", "of", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
     lines = []
     for task, pool in residuals.items():
-        correlation = np.corrcoef(pool[:, 1:].ravel(), pool[:, :-1].ravel())[0, 1]
+        # The sum makes a zero of a negative one.
+        correlation = round(np.corrcoef(pool[:, 1:].ravel(), pool[:, :-1].ravel())[0, 1], 2) + 0.0
         for name, curve, tests in CASES:
             for whose, test in tests.items():
                 # The same draws for both.
