@@ -156,9 +156,9 @@ def task_table(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[in
 
 
 def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """All tasks: regret with its interval and its worst case, rank, tasks won, and means of what it cost."""
+    """All tasks: regret with its interval and its worst case, rank among several, tasks won, and means of the cost."""
     free = [method for method in methods if method in LEARNING_RATE_FREE]
-    ranks = mean_ranks(rows, tasks, free, seeds) if free else {}
+    ranks = mean_ranks(rows, tasks, free, seeds) if len(free) > 1 else {}
     ours = regrets(rows, tasks, "exptest", seeds).mean(1) if "exptest" in methods else None
     lines = []
     for method in [BEST, *(method for method in methods if method != "grid")]:
@@ -179,14 +179,15 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
                 method,
                 f"{signed(table.mean())} [{signed(low)}, {signed(high)}]",
                 f"{signed(table[task, seed])} ({tasks[task]}, seed {seeds[seed]})",
-                f"{ranks[method]:.2f}" if method in ranks else "",
+                *([f"{ranks[method]:.2f}" if method in ranks else ""] if ranks else []),
                 f"{(ours < table.mean(1)).sum()} of {len(tasks)}" if is_compared else "",
                 f"{search:.0f}",
                 signed(memory, 0),
                 f"{math.exp(mean(logs)) if logs else math.nan:.2f}",
             ]
         )
-    header = ["method", "mean regret, % [95 %]", "worst regret, %", f"mean rank of {len(free)}"]
+    header = ["method", "mean regret, % [95 %]", "worst regret, %"]
+    header += [f"mean rank of {len(free)}"] if ranks else []
     header += ["exptest better on", "search, % of steps"]
     return markdown([*header, "extra memory, MB", "step time / grid"], lines)
 
