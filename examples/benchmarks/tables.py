@@ -218,8 +218,8 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def circumstances(rows: Rows, wanted: Sequence[Key]) -> str:
-    """Steps, machines and versions of the runs, as a Markdown list."""
-    steps = {task: rows[task, method, seed]["budget"] for task, method, seed in wanted}
+    """Budgets, machines and versions of the runs, as a Markdown list."""
+    budgets = {task: rows[task, method, seed]["budget"] for task, method, seed in wanted}
     machines = {
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, GPU: {m['gpu'] or 'none'}"
         for m in (rows[key]["machine"] for key in wanted)
@@ -227,7 +227,7 @@ def circumstances(rows: Rows, wanted: Sequence[Key]) -> str:
     packages = {f"{name} {version}" for key in wanted for name, version in rows[key]["versions"].items()}
     return "\n".join(
         [
-            "- Optimizer steps of every run: " + ", ".join(f"{task} {number}" for task, number in steps.items()),
+            "- Budgets in optimizer steps: " + ", ".join(f"{task} {budget}" for task, budget in budgets.items()),
             "- Machines: " + "; ".join(sorted(machines)),
             "- Versions: " + ", ".join(sorted(packages)),
         ]
