@@ -40,8 +40,8 @@ _HELPFUL = 0.01
 # and -1 (by the way still to go); it is the middle where the miniatures do not say.
 _USUAL_DRIFT = -0.5
 _DRIFTS = -1.0, 0.5
-# A line through two noisy vertices is not followed further than this.
-_MAX_SHIFT = math.log(2)
+# A line through two noisy vertices is not followed further than this; a rate too low costs less than one too high.
+_SHIFTS = math.log(1 / 3), math.log(2)
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def _extrapolate(
     measured = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
     drift = weight * min(_DRIFTS[1], max(_DRIFTS[0], measured)) + (1 - weight) * _USUAL_DRIFT
     shift = drift * math.log(max(1.0, num_training_steps / lengths[1]))
-    return vertices[1] * math.exp(min(_MAX_SHIFT, max(-_MAX_SHIFT, shift)))
+    return vertices[1] * math.exp(min(_SHIFTS[1], max(_SHIFTS[0], shift)))
 
 
 def _capped(loss: float, ceiling: float) -> float:

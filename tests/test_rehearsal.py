@@ -11,7 +11,7 @@ from toys import ToyClassifier, assert_same_weights, language_data, language_mod
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
 from hf_exptest.bounds import ray_bound
-from hf_exptest.rehearsal import vertex
+from hf_exptest.rehearsal import _extrapolate, vertex
 from hf_exptest.snapshot import Snapshot
 from hf_exptest.stage import Rung, Stage
 
@@ -208,3 +208,32 @@ def test_vertex_of_a_parabola_in_log_rate():
     assert vertex(rates[::-1], losses[::-1]) == pytest.approx(5e-4)
     assert vertex([1e-4, 3e-4], [2.0, 1.0]) == pytest.approx(3e-4)
     assert vertex(rates, [1.0, 1.0, 1.0, 1.0]) in [pytest.approx(r) for r in rates]
+
+
+def rungs_with_vertex(num_steps, best, gain):
+    """Rehearsals with the lowest loss at `best`, `gain` below the untouched loss of 2; half of it on both sides."""
+    rates, losses = [best / 10, best, 10 * best], [2 - gain / 2, 2 - gain, 2 - gain / 2]
+    return [Rung(rate, num_steps, [], [], [loss, loss], 0.0) for rate, loss in zip(rates, losses, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("short_best", "short_gain", "length", "factor"),
+    [
+        # Vertices a factor of two apart at lengths a factor of four apart: a power of -1/2.
+        (2e-3, 0.5, 56, 1.0),
+        (2e-3, 0.5, 4 * 56, 1 / 2),
+        (2e-3, 0.5, 100 * 56, 1 / 3),
+        (0.5e-3, 0.5, 2 * 56, 2**0.5),
+        (0.5e-3, 0.5, 100 * 56, 2.0),
+        # A power of -5/4 is not believed beyond -1.
+        (2**2.5 * 1e-3, 0.5, 2 * 56, 1 / 2),
+        # Short rehearsals that gain nothing have no opinion, and those that gain half have half of one.
+        (1e-3, 0.0, 4 * 56, 1 / 2),
+        (1e-3, 0.25, 4 * 56, 4**-0.25),
+        # A run that is shorter than its rehearsals is taken for as long as they are.
+        (2e-3, 0.5, 20, 1.0),
+    ],
+)
+def test_the_drift_of_the_best_rate_is_followed_within_limits(short_best, short_gain, length, factor):
+    short, longer = rungs_with_vertex(14, short_best, short_gain), rungs_with_vertex(56, 1e-3, 0.5)
+    assert _extrapolate(short, longer, [2.0, 2.0], length) == pytest.approx(factor * 1e-3)

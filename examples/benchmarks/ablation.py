@@ -47,6 +47,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 # Settings of the search, and the constants of the method that it replaces.
 SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "14 and 56 steps": ({}, {}),
+    "7 and 28 steps": ({}, {"MIN_STEPS": 7}),
     "12 and 24 steps": ({}, {"MIN_STEPS": 12, "STRETCH": 2}),
     "24 and 48 steps": ({}, {"MIN_STEPS": 24, "STRETCH": 2}),
     "48 and 96 steps": ({}, {"MIN_STEPS": 48, "STRETCH": 2}),
