@@ -117,7 +117,7 @@ def test_the_metric_on_california_housing_is_the_mean_square_over_the_test_part(
 
     def slow() -> float:
         with torch.no_grad():
-            predictions = [trainer.model.layers(x).item() for x in part["x"]]
+            predictions = [trainer.model.layers(x.to(trainer.args.device)).item() for x in part["x"]]
         return mean((y.item() - value) ** 2 for y, value in zip(part["labels"], predictions, strict=True))
 
     before = trainer.evaluate()["eval_loss"]

@@ -32,7 +32,7 @@ from ..paper import published
 from .methods import grid_rates
 from .run import BF16_TASKS, BUDGETS
 from .tables import markdown
-from .tasks import METRICS, make_trainer
+from .tasks import CPU_TASKS, make_trainer
 
 Vector = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ ALPHAS = (0.01, 0.05, 0.10)
 WINDOW = 100
 NUM_TRAININGS = 8
 # The batches of California housing are all the same, which leaves no noise.
-TASKS = [task for task in METRICS if task != "california"]
+TASKS = [task for task in CPU_TASKS if task != "california"]
 # What tells a curve from the simpler one, in standard errors: from a line, or from a constant.
 SIGNAL = 6
 
