@@ -40,8 +40,8 @@ _HELPFUL = 0.01
 # and -1 (by the way still to go); it is the middle where the miniatures do not say.
 _USUAL_DRIFT = -0.5
 _DRIFTS = -1.0, 0.5
-# A line through two noisy vertices is not followed further than this; a rate too low costs less than one too high.
-_SHIFTS = math.log(1 / 3), math.log(2)
+# A line through two noisy vertices is not followed further down than this.
+_LOWEST_SHIFT = math.log(1 / 3)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LearningRateSearch:
         learning_rate (`float`): the rate found.
         upper_bound (`float`): the bound along the first update, where the ladder of rates begins.
         untouched_losses (`list[float]`): loss of the model as it came, on each held-out batch.
-        rungs (`list[Rung]`): every rehearsal, in the order made.
+        rungs (`list[Rung]`): every rehearsal, the short ones before the long ones.
         num_training_steps (`int`): length of the run that the rate is for.
         num_steps (`int`): optimizer steps spent, the bound's own included.
         seconds (`float`): wall time spent.
@@ -202,9 +202,9 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
 
     Rates are tried from the bound downwards by `beta`, each as a miniature of the whole schedule on the same cached
     batches from the same weights. The ladder ends when the loss on held-out batches gets noticeably worse. Miniatures
-    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, one above it and two below. The vertex
-    of the parabola in log rate is moved on to the length of the run by the drift between the two lengths. Everything
-    is put back, also after an exception.
+    four times as long are then rehearsed around the best rate, by `sqrt(beta)`, four or more. The vertex of the
+    parabola in log rate is moved down to the length of the run by the drift between the two lengths. Everything is put
+    back, also after an exception.
     """
     began = time.monotonic()
     num_training_steps = trainer.state.max_steps
@@ -267,18 +267,19 @@ def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) 
 
 def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Rung]:
     """
-    Rehearse `start`, two rates below it by `factor` and, within the budget, one above; then go on at the better end.
+    Rehearse `start`, one rate below it and one above, by `factor`, and a fourth; then go on within the budget.
 
-    All these, whatever the first ones say: near the edge of stability a single rehearsal is a lottery. Two below,
-    since longer runs usually have their best rate there, and a rate too high costs more than one too low.
+    All four, whatever the first ones say: near the edge of stability a single rehearsal is a lottery. The fourth is
+    above where the upper one is best, else below: longer runs have their best rate there more often, and a rate too
+    high costs more than one too low. From there on it is a better end that asks for more.
     """
-    rungs = [stage.rehearse(start * factor**power, num_steps) for power in (2, 1, 0)]
-    while stage.num_steps + num_steps <= budget:
-        winner = min(rungs, key=lambda rung: rung.end_loss)
-        if len(rungs) == 3 or winner is rungs[-1]:
-            rungs.append(stage.rehearse(rungs[-1].learning_rate / factor, num_steps))
-        elif winner is rungs[0]:
-            rungs.insert(0, stage.rehearse(winner.learning_rate * factor, num_steps))
+    rungs = [stage.rehearse(start * factor**power, num_steps) for power in (1, 0, -1)]
+    while len(rungs) == 3 or stage.num_steps + num_steps <= budget:
+        best = min(rungs, key=lambda rung: rung.end_loss)
+        if best is rungs[-1]:
+            rungs.append(stage.rehearse(best.learning_rate / factor, num_steps))
+        elif len(rungs) == 3 or best is rungs[0]:
+            rungs.insert(0, stage.rehearse(rungs[0].learning_rate * factor, num_steps))
         else:
             break
     return rungs
@@ -353,10 +354,11 @@ def _extrapolate(
     short: Sequence[Rung], longer: Sequence[Rung], untouched: Sequence[float], num_training_steps: int
 ) -> float:
     """
-    The vertex of the longer rehearsals, moved on to the length of the run by a power of the length.
+    The vertex of the longer rehearsals, moved down to the length of the run by a power of the length.
 
     The power measured between the two lengths counts as much as the short rehearsals gain of what the long ones do,
-    the usual power counts for the rest: short ones that learn next to nothing have no opinion.
+    the usual power counts for the rest: short ones that learn next to nothing have no opinion. The rate only moves
+    down: next to the edge of stability, one higher than the long rehearsals favour can lose the run.
     """
     ceiling = float(np.mean(untouched))
     gains = [ceiling - min(_capped(rung.end_loss, ceiling) for rung in rungs) for rungs in (short, longer)]
@@ -366,7 +368,7 @@ def _extrapolate(
     measured = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
     drift = weight * min(_DRIFTS[1], max(_DRIFTS[0], measured)) + (1 - weight) * _USUAL_DRIFT
     shift = drift * math.log(max(1.0, num_training_steps / lengths[1]))
-    return vertices[1] * math.exp(min(_SHIFTS[1], max(_SHIFTS[0], shift)))
+    return vertices[1] * math.exp(min(0.0, max(_LOWEST_SHIFT, shift)))
 
 
 def _capped(loss: float, ceiling: float) -> float:

@@ -223,8 +223,8 @@ def rungs_with_vertex(num_steps, best, gain):
         (2e-3, 0.5, 56, 1.0),
         (2e-3, 0.5, 4 * 56, 1 / 2),
         (2e-3, 0.5, 100 * 56, 1 / 3),
-        (0.5e-3, 0.5, 2 * 56, 2**0.5),
-        (0.5e-3, 0.5, 100 * 56, 2.0),
+        # The rate does not move up.
+        (0.5e-3, 0.5, 4 * 56, 1.0),
         # A power of -5/4 is not believed beyond -1.
         (2**2.5 * 1e-3, 0.5, 2 * 56, 1 / 2),
         # Short rehearsals that gain nothing have no opinion, and those that gain half have half of one.

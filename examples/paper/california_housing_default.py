@@ -9,7 +9,7 @@ The California housing experiment of the ExpTest paper with the default preset: 
 Network, split and full batches are those of `california_housing.py`; SGD has a momentum of 0.9, as in the paper's
 best hand-tuned entry (test MSE 0.2686). The test loss is that of the last weights: the cool-down is there to make them
 the best. The loss on the training part cannot tell when a network begins to over-fit, so the length of the run is the
-reader's choice, by the validation loss that is printed too.
+reader's choice, by the validation loss that is printed too. `--learning-rate 0.15` trains without a search.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from transformers.utils import logging
 from hf_exptest import ExpTestCallback
 
 
-def train(parts: tuple[Part, Part, Part], iterations: int, seed: int) -> tuple[list[float], ExpTestCallback]:
+def train(
+    parts: tuple[Part, Part, Part], iterations: int, seed: int, learning_rate: float | None
+) -> tuple[list[float], ExpTestCallback]:
     """Train one model; the losses of the training, validation and test part, and the callback."""
     set_seed(seed)
-    callback = ExpTestCallback()
+    callback = ExpTestCallback(learning_rate=learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=Network(),
@@ -59,7 +61,9 @@ def train(parts: tuple[Part, Part, Part], iterations: int, seed: int) -> tuple[l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser("The default preset of ExpTest on California housing.", 2000).parse_args(argv)
+    parser = make_parser("The default preset of ExpTest on California housing.", 2000)
+    parser.add_argument("--learning-rate", type=float, help="start from it, without a search")
+    args = parser.parse_args(argv)
     # A model this small only loses time when threads share it.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|")
     losses = []
     for seed in range(args.seeds):
-        (_, val_loss, test_loss), callback = train(parts, args.iterations, seed)
+        (_, val_loss, test_loss), callback = train(parts, args.iterations, seed, args.learning_rate)
         losses.append((val_loss, test_loss))
         report = callback.report()
         decays = sum(entry["decision"] == "decay" for entry in report.history)
