@@ -19,7 +19,7 @@ Expected at the end of the first command, after about a minute, up to a digit or
     ...
     The search took 281 steps in 21 s; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.0037 (rehearsal)
+        starts with learning rate 0.0037 (search)
         step 90: loss still falls (p = 1.1e-11 over 60 steps): learning rate stays 0.0037
     Adapter, report and figure: causal-lm-lora-output
 """

@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"upper bound along the first update: {search.upper_bound:.2g}")
     print("learning rate   steps   loss on held-out batches")
-    for rung in sorted(search.rungs, key=lambda rung: (rung.num_steps, rung.learning_rate)):
-        print(f"{rung.learning_rate:<13.2g}   {rung.num_steps:>5}   {rung.end_loss:.3f}")
+    for trial in sorted(search.trials, key=lambda trial: (trial.num_steps, trial.learning_rate)):
+        print(f"{trial.learning_rate:<13.2g}   {trial.num_steps:>5}   {trial.end_loss:.3f}")
     print(f"found for {search.num_training_steps} steps: {search.learning_rate:.2g} (took {search.num_steps} steps)")
     search.plot().figure.savefig(options.figure, dpi=150)
     print(f"Figure: {options.figure}")

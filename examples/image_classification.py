@@ -21,7 +21,7 @@ Expected at the end of the first command, after about a minute, up to a digit or
     ...
     The search took 253 steps in 5 s; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.00044 (rehearsal)
+        starts with learning rate 0.00044 (search)
         step 150: loss still falls (p = 1.7e-29 over 100 steps): learning rate stays 0.00044
     Model, report and figure: image-classification-output
 """

@@ -19,12 +19,12 @@ Expected at the end of the first command, after about a minute, up to a digit or
     ...
     The search took 295 steps in 11 s; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.0015 (rehearsal)
+        starts with learning rate 0.0015 (search)
         step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015
 
     Resumed, last loss 2.254. The learning rate was not searched for.
     Decisions:
-        starts with learning rate 0.0015 (rehearsal)
+        starts with learning rate 0.0015 (search)
         step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015
 
     The same decisions: True

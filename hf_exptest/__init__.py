@@ -7,9 +7,9 @@ from .bounds import learning_rate_upper_bound
 from .callback import ExpTestCallback
 from .config import ExpTestConfig
 from .controller import ExpTestController
-from .rehearsal import LearningRateSearch, find_learning_rate
 from .report import Report
 from .scheduler import ExpTestScheduler
+from .search import LearningRateSearch, find_learning_rate
 from .statistics import TestResult, exponential_decay_test, slope_test
 from .training_args import ExpTestArgumentsMixin, ExpTestTrainingArguments
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from .config import ExpTestConfig
+from .internals import find_trainer
 from .loss_signal import LossSignal
-from .rehearsal import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
 from .report import FIGURE_NAME, Report, add_to_model_card, descriptions, log_values
 from .scheduler import ExpTestScheduler, check_optimizer
+from .search import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
 from .training_args import ExpTestArgumentsMixin
 
 logger = logging.get_logger(__name__)
@@ -203,7 +203,7 @@ class ExpTestCallback(TrainerCallback):
                 )
             self._scheduler.start(trainer.args.learning_rate, detect=True, reason="training_arguments")
         elif self.search is not None:
-            self._scheduler.start(self.search.learning_rate, detect=False, reason="rehearsal")
+            self._scheduler.start(self.search.learning_rate, detect=False, reason="search")
         else:
             self._scheduler.start(first_update_bound(trainer), detect=True, reason="first_update_bound")
 
@@ -287,17 +287,6 @@ class ExpTestCallback(TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
         return {**self.__dict__, "_trainer": None, "_scheduler": None}
-
-
-def find_trainer(callback: TrainerCallback) -> Trainer | None:
-    """The Trainer that is calling `callback`: callback events do not carry it, but it stands in the call stack."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, Trainer) and callback in candidate.callback_handler.callbacks:
-            return candidate
-        frame = frame.f_back
-    return None
 
 
 def _check_trainer(trainer: Trainer) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 
 from .config import ExpTestConfig
 from .controller import DETECT, TUNE, schedule_bounds
-from .rehearsal import LearningRateSearch
-from .stage import Rung
+from .search import LearningRateSearch
+from .stage import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ _VERDICTS = {
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
 # A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.
@@ -156,11 +156,11 @@ def _report(values: dict[str, Any]) -> Report:
     if version != REPORT_VERSION:
         raise ValueError(f"it has version {version!r}; this release reads version {REPORT_VERSION}.")
     if values["search"] is not None:
-        rungs = [
-            Rung(**{**rung, "curve": _floats(rung["curve"]), "end_losses": _floats(rung["end_losses"])})
-            for rung in values["search"]["rungs"]
+        trials = [
+            Trial(**{**trial, "curve": _floats(trial["curve"]), "end_losses": _floats(trial["end_losses"])})
+            for trial in values["search"]["trials"]
         ]
-        values["search"] = LearningRateSearch(**{**values["search"], "rungs": rungs})
+        values["search"] = LearningRateSearch(**{**values["search"], "trials": trials})
     values["losses"] = _floats(values["losses"])
     report = Report(**{**values, "config": ExpTestConfig.from_dict(values["config"])})
     lengths = [len(report.steps), len(report.losses), len(report.learning_rates)]
@@ -358,7 +358,7 @@ def summary(history: Sequence[dict[str, Any]], search: LearningRateSearch | None
 def _search_lines(search: LearningRateSearch | None) -> list[str]:
     if search is None:
         return ["The learning rate was not searched for."]
-    lengths = " and ".join(str(length) for length in sorted({rung.num_steps for rung in search.rungs}))
+    lengths = " and ".join(str(length) for length in sorted({trial.num_steps for trial in search.trials}))
     lines = [
         f"ExpTest found the learning rate {search.learning_rate:.3g} before the first step.",
         f"It rehearsed short runs from the same weights, beginning at the upper bound {search.upper_bound:.3g}:",
@@ -374,9 +374,9 @@ def _search_lines(search: LearningRateSearch | None) -> list[str]:
 
 def _search_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
     """Rate, length and outcome of each rehearsal, the short ones first, and of none."""
-    rungs = sorted(search.rungs, key=lambda rung: (rung.num_steps, -rung.learning_rate))
-    ends = [f"{rung.end_loss:.4f}" if np.isfinite(rung.end_loss) else "diverged" for rung in rungs]
-    rows = [(f"{rung.learning_rate:.2e}", str(rung.num_steps), end) for rung, end in zip(rungs, ends, strict=True)]
+    trials = sorted(search.trials, key=lambda trial: (trial.num_steps, -trial.learning_rate))
+    ends = [f"{trial.end_loss:.4f}" if np.isfinite(trial.end_loss) else "diverged" for trial in trials]
+    rows = [(f"{trial.learning_rate:.2e}", str(trial.num_steps), end) for trial, end in zip(trials, ends, strict=True)]
     return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
 
 

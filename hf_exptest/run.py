@@ -23,7 +23,8 @@ from typing import Any
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .callback import ExpTestCallback, find_trainer
+from .callback import ExpTestCallback
+from .internals import find_trainer
 from .training_args import ExpTestSeq2SeqTrainingArguments, ExpTestTrainingArguments
 
 

@@ -32,7 +32,7 @@ _PATIENCE = 4
 
 
 @dataclass(frozen=True)
-class Rung:
+class Trial:
     """
     One rehearsed learning rate.
 
@@ -115,7 +115,7 @@ class Stage:
         self._snapshot.reset_random()
         return bound
 
-    def rehearse(self, learning_rate: float, num_steps: int) -> Rung:
+    def rehearse(self, learning_rate: float, num_steps: int) -> Trial:
         """One miniature: the whole schedule in `num_steps` steps, then the loss on the held-out batches."""
         if self._progress is not None:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
@@ -143,7 +143,7 @@ class Stage:
         times = [0.0, *np.cumsum(rates)[:-1].tolist()]
         p_value = 1.0 if has_diverged else exponential_decay_test(curve, times).p_value
         ends = [loss if math.isfinite(loss) else math.inf for loss in ends]
-        return Rung(learning_rate, num_steps, times, curve, ends, p_value)
+        return Trial(learning_rate, num_steps, times, curve, ends, p_value)
 
     def _set_rate(self, rate: float) -> None:
         set_learning_rates(self._optimizer, [rate * ratio for ratio in self._ratios])

@@ -63,10 +63,10 @@ MUTANTS = [
     ),
     (
         "data that can be read only once is not searched on",
-        "rehearsal.py",
+        "search.py",
         "return is_stream and iter(dataset) is iter(dataset)",
         "return False",
-        "tests/test_rehearsal.py -k one_shot",
+        "tests/test_search.py -k one_shot",
     ),
     (
         "processes that disagree say so",

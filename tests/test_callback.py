@@ -132,7 +132,7 @@ def test_sft_with_lora(tmp_path, observed):
     trainer.train()
     assert len(observed) == 30
     assert observed == pytest.approx(logged(trainer, "loss"), abs=6e-4)
-    assert callback.history[0]["test"] == "rehearsal"
+    assert callback.history[0]["test"] == "search"
     assert callback.search.learning_rate == callback.history[0]["learning_rate"]
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.model.named_parameters() if n in frozen)
 

@@ -265,11 +265,9 @@ def test_state_of_another_version_is_refused():
 
 def test_start_records_the_reason_and_only_before_the_first_step():
     controller = ExpTestController(PAPER, learning_rate=0.1)
-    controller.start(0.02, TUNE, "rehearsal")
+    controller.start(0.02, TUNE, "search")
     assert controller.learning_rate == 0.02
-    assert [(e["test"], e["decision"], e["learning_rate"]) for e in controller.history] == [
-        ("rehearsal", "start", 0.02)
-    ]
+    assert [(e["test"], e["decision"], e["learning_rate"]) for e in controller.history] == [("search", "start", 0.02)]
     controller.observe(1.0)
     with pytest.raises(RuntimeError, match="step 1"):
         controller.start(0.01)

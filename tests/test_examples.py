@@ -127,7 +127,7 @@ def test_causal_lm_lora_on_a_local_model_and_folder(tmp_path, language_model, te
     before, after = numbers(r"Loss on 40 held-out texts: (.*) before training, (.*) after\.", output)
     assert after < before - 1
     assert PeftConfig.from_pretrained(tmp_path / "out").r == 8
-    assert report(tmp_path / "out")["history"][0]["test"] == "rehearsal"
+    assert report(tmp_path / "out")["history"][0]["test"] == "search"
 
 
 def test_causal_lm_lora_makes_a_model_and_reads_pythons_manual(monkeypatch):
@@ -196,7 +196,7 @@ def test_resume_keeps_the_rate_and_the_decisions(tmp_path, language_model, texts
     )
 
     whole, resumed = (report(tmp_path / "out" / name) for name in ("whole", "parts"))
-    assert [(entry["step"], entry["test"]) for entry in whole["history"]] == [(0, "rehearsal"), (45, "slope")]
+    assert [(entry["step"], entry["test"]) for entry in whole["history"]] == [(0, "search"), (45, "slope")]
     # It was interrupted at step 30, so the window of the test at 45 lies on both sides.
     assert resumed["history"] == whole["history"]
     assert resumed["losses"] == whole["losses"]

@@ -44,11 +44,11 @@ def table(text):
 
 
 def assert_tells_of_the_search(text, search):
-    rungs = sorted(search.rungs, key=lambda rung: (rung.num_steps, -rung.learning_rate))
+    trials = sorted(search.trials, key=lambda trial: (trial.num_steps, -trial.learning_rate))
     rows = table(text)
-    assert [float(row[0]) for row in rows[:-1]] == pytest.approx([rung.learning_rate for rung in rungs], rel=1e-2)
-    assert [int(row[1]) for row in rows[:-1]] == [rung.num_steps for rung in rungs]
-    assert [row[2] for row in rows[:-1]] == [f"{rung.end_loss:.4f}" for rung in rungs]
+    assert [float(row[0]) for row in rows[:-1]] == pytest.approx([trial.learning_rate for trial in trials], rel=1e-2)
+    assert [int(row[1]) for row in rows[:-1]] == [trial.num_steps for trial in trials]
+    assert [row[2] for row in rows[:-1]] == [f"{trial.end_loss:.4f}" for trial in trials]
     assert rows[-1][:2] == ["untouched", "0"]
     assert f"found the learning rate {search.learning_rate:.2g} " in text
     assert f"in {search.num_steps} steps" in text

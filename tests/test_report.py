@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, Report
 from hf_exptest.cli import main
-from hf_exptest.rehearsal import LearningRateSearch
 from hf_exptest.report import describe, phases, smoothed, summary
-from hf_exptest.stage import Rung
+from hf_exptest.search import LearningRateSearch
+from hf_exptest.stage import Trial
 
 STEPS = list(range(1, 101))
 LOSSES = [1 / step for step in STEPS]
@@ -36,7 +36,7 @@ def entry(step, decision, learning_rate=0.3, phase="tune", test="slope", p_value
 
 
 HISTORY = [
-    entry(0, "start", test="rehearsal", p_value=None, window=0),
+    entry(0, "start", test="search", p_value=None, window=0),
     entry(20, "continue"),
     entry(40, "continue"),
     entry(60, "decay", learning_rate=0.1, p_value=0.4),
@@ -49,10 +49,10 @@ def search():
         learning_rate=0.3,
         upper_bound=0.9,
         untouched_losses=[0.6, 0.8],
-        rungs=[
-            Rung(0.3, 24, [0.0], [0.1], [0.45, 0.55], 0.01),
-            Rung(0.9, 24, [0.0], [0.1], [float("inf")] * 2, 1.0),
-            Rung(0.1, 48, [0.0], [0.1], [0.5, 0.625], 0.02),
+        trials=[
+            Trial(0.3, 24, [0.0], [0.1], [0.45, 0.55], 0.01),
+            Trial(0.9, 24, [0.0], [0.1], [float("inf")] * 2, 1.0),
+            Trial(0.1, 48, [0.0], [0.1], [0.5, 0.625], 0.02),
         ],
         num_training_steps=300,
         num_steps=75,
@@ -219,7 +219,7 @@ def test_summary_says_how_the_rate_was_found(search):
 def test_summary_lists_every_decision(search):
     lines = summary(HISTORY, search).splitlines()
     assert lines[9] == "Decisions:"
-    assert lines[10] == "    starts with learning rate 0.3 (rehearsal)"
+    assert lines[10] == "    starts with learning rate 0.3 (search)"
     assert lines[13] == "    step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1"
     assert len(lines) == 14
 
@@ -285,7 +285,7 @@ def change(values, *path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "message"),
     [
-        ((), {"version": 99}, "it has version 99; this release reads version 2"),
+        ((), {"version": 99}, "it has version 99; this release reads version 3"),
         ((), {"version": None}, "it has version None"),
         ((), {"losses": None}, "'losses'"),
         ((), {"num_training_steps": None}, "'num_training_steps'"),
@@ -293,7 +293,7 @@ def change(values, *path, **changes):
         ((), {"figure": "../../secret.png"}, "'figure'"),
         ((), {"steps": [1, 2]}, r"\[2, 100, 100\] steps, losses and learning rates"),
         (("search",), {"upper_bound": None}, "'upper_bound'"),
-        (("search", "rungs", 1), {"momentum": 0.9}, "'momentum'"),
+        (("search", "trials", 1), {"momentum": 0.9}, "'momentum'"),
         (("config",), {"momentum": 0.9}, r"Unknown ExpTest settings \['momentum'\]"),
         (("config",), {"alpha": 2.0}, "alpha=2.0"),
         (("history", 1), {"p_value": None, "window": None}, r"history lacks \['p_value', 'window'\]"),

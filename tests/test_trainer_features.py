@@ -90,7 +90,7 @@ def test_iterable_data(tmp_path, search):
     _, trainer = train(tmp_path, callback, data=Rows(classification_data(640)))
     assert trainer.state.global_step == 80
     if search:
-        assert callback.history[0]["test"] == "rehearsal"
+        assert callback.history[0]["test"] == "search"
     else:
         assert steps(callback) == DECIDED
 
@@ -102,7 +102,7 @@ def test_streaming_data(tmp_path):
     table = Dataset.from_dict({"x": [r["x"].tolist() for r in rows], "labels": [int(r["labels"]) for r in rows]})
     callback, trainer = train(tmp_path, ExpTestCallback(), data=table.to_iterable_dataset(num_shards=4))
     assert trainer.state.global_step == 80
-    assert callback.history[0]["test"] == "rehearsal"
+    assert callback.history[0]["test"] == "search"
 
 
 def test_epochs_instead_of_steps(tmp_path):
@@ -144,7 +144,7 @@ def test_hyperparameter_search(tmp_path):
     assert best.hyperparameters["weight_decay"] in (0.0, 0.1)
     assert trainer.lr_scheduler.last_epoch == 80
     (callback,) = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExpTestCallback)]
-    assert callback.history[0]["test"] == "rehearsal"
+    assert callback.history[0]["test"] == "search"
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -29,7 +29,7 @@ import torch
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
-from hf_exptest.rehearsal import MIN_STEPS, STRETCH, vertex
+from hf_exptest.search import MIN_STEPS, STRETCH, vertex
 
 from .run import Row, append_row, read_rows
 from .tables import BEST, Rows, best_of, markdown
@@ -78,24 +78,24 @@ def train(task: str, seed: int, data: Path, callback: ExpTestCallback | None, **
 def search(task: str, seed: int, data: Path, settings: dict[str, Any], constants: dict[str, Any]) -> Row:
     """Search once, without training."""
     constants = {"MIN_STEPS": MIN_STEPS, "STRETCH": STRETCH} | constants
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple("hf_exptest.rehearsal", **constants):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple("hf_exptest.search", **constants):
         trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, [])
         return search_row(find_learning_rate(trainer, ExpTestConfig(**settings)))
 
 
 def search_row(found: LearningRateSearch) -> Row:
     """The rate found, what simpler rules would have made of the same rehearsals, and the cost."""
-    longest = max(rung.num_steps for rung in found.rungs)
-    longer = [rung for rung in found.rungs if rung.num_steps == longest]
+    longest = max(trial.num_steps for trial in found.trials)
+    longer = [trial for trial in found.trials if trial.num_steps == longest]
     untouched = mean(found.untouched_losses)
-    rates = [rung.learning_rate for rung in longer]
+    rates = [trial.learning_rate for trial in longer]
     return {
         "learning_rate": found.learning_rate,
-        "winner": min(longer, key=lambda rung: rung.end_loss).learning_rate,
-        "vertex": vertex(rates, [min(rung.end_loss, untouched) for rung in longer]),
+        "winner": min(longer, key=lambda trial: trial.end_loss).learning_rate,
+        "vertex": vertex(rates, [min(trial.end_loss, untouched) for trial in longer]),
         "search_steps": found.num_steps,
         "search_seconds": round(found.seconds, 1),
-        "rungs": [(rung.learning_rate, rung.num_steps, rung.end_loss, rung.p_value) for rung in found.rungs],
+        "trials": [(trial.learning_rate, trial.num_steps, trial.end_loss, trial.p_value) for trial in found.trials],
         "untouched": untouched,
     }
 

@@ -95,8 +95,8 @@ def diverge(folder):
 
     trainer.compute_loss = compute
     search = find_learning_rate(trainer)
-    rungs = [(rung.learning_rate, len(rung.curve), rung.end_loss) for rung in search.rungs]
-    return trainer, {"search": search.learning_rate, "rungs": rungs}
+    trials = [(trial.learning_rate, len(trial.curve), trial.end_loss) for trial in search.trials]
+    return trainer, {"search": search.learning_rate, "trials": trials}
 
 
 def sft_lora(folder):

@@ -11,9 +11,9 @@ from toys import ToyClassifier, assert_same_weights, language_data, language_mod
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
 from hf_exptest.bounds import ray_bound
-from hf_exptest.rehearsal import _extrapolate, vertex
+from hf_exptest.search import _extrapolate, vertex
 from hf_exptest.snapshot import Snapshot
-from hf_exptest.stage import Rung, Stage
+from hf_exptest.stage import Stage, Trial
 
 
 def plain_state(trainer):
@@ -107,19 +107,19 @@ def test_find_learning_rate_leaves_the_trainer_as_it_was(tmp_path):
 def test_search_reports_its_rungs_and_costs(tmp_path):
     trainer = make_trainer(tmp_path, [], max_steps=200)
     search = find_learning_rate(trainer)
-    lengths = {rung.num_steps for rung in search.rungs}
+    lengths = {trial.num_steps for trial in search.trials}
     assert len(lengths) == 2
     assert max(lengths) == 4 * min(lengths) == 56
-    assert search.num_steps == 1 + sum(len(rung.curve) for rung in search.rungs)
+    assert search.num_steps == 1 + sum(len(trial.curve) for trial in search.trials)
     assert search.seconds > 0
-    tried = [rung.learning_rate for rung in search.rungs]
+    tried = [trial.learning_rate for trial in search.trials]
     assert min(tried) / 3 <= search.learning_rate <= 3 * max(tried)
     assert search.upper_bound in tried
-    best = min(search.rungs, key=lambda rung: rung.end_loss)
+    best = min(search.trials, key=lambda trial: trial.end_loss)
     assert best.end_loss < np.mean(search.untouched_losses)
-    for rung in search.rungs:
-        assert len(rung.times) == len(rung.curve)
-        assert 0.0 <= rung.p_value <= 1.0
+    for trial in search.trials:
+        assert len(trial.times) == len(trial.curve)
+        assert 0.0 <= trial.p_value <= 1.0
     axes = search.plot()
     assert len(axes.get_lines()) == 4
     assert axes.get_lines()[-1].get_xdata()[0] == search.learning_rate
@@ -127,7 +127,7 @@ def test_search_reports_its_rungs_and_costs(tmp_path):
 
 def test_search_budget_lengthens_the_miniatures(tmp_path):
     search = find_learning_rate(make_trainer(tmp_path, [], max_steps=4000), ExpTestConfig(search_budget=0.15))
-    assert {rung.num_steps for rung in search.rungs} == {28 + 1, 4 * 29}
+    assert {trial.num_steps for trial in search.trials} == {28 + 1, 4 * 29}
     assert search.num_steps <= 0.2 * 4000
 
 
@@ -165,8 +165,8 @@ def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
 
 
 def test_inconclusive_search_falls_back_by_name(tmp_path, monkeypatch):
-    rung = Rung(1e-3, 24, [0.0] * 24, [0.0] * 24, [1.01, 0.99, 1.02], 1.0)
-    search = LearningRateSearch(1e-3, 1e-2, [1.0, 1.0, 1.0], [rung], 40, 24, 0.1)
+    trial = Trial(1e-3, 24, [0.0] * 24, [0.0] * 24, [1.01, 0.99, 1.02], 1.0)
+    search = LearningRateSearch(1e-3, 1e-2, [1.0, 1.0, 1.0], [trial], 40, 24, 0.1)
     assert not search.is_conclusive
     monkeypatch.setattr("hf_exptest.callback.search_learning_rate", lambda trainer, config: search)
     callback = ExpTestCallback()
@@ -179,7 +179,7 @@ def test_run_shorter_than_its_rehearsals(tmp_path):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], max_steps=8).train()
     assert callback.search.is_conclusive
-    assert {rung.num_steps for rung in callback.search.rungs} == {14, 56}
+    assert {trial.num_steps for trial in callback.search.trials} == {14, 56}
     assert 1e-3 < callback.search.learning_rate < 1.0
 
 
@@ -213,7 +213,7 @@ def test_vertex_of_a_parabola_in_log_rate():
 def rungs_with_vertex(num_steps, best, gain):
     """Rehearsals with the lowest loss at `best`, `gain` below the untouched loss of 2; half of it on both sides."""
     rates, losses = [best / 10, best, 10 * best], [2 - gain / 2, 2 - gain, 2 - gain / 2]
-    return [Rung(rate, num_steps, [], [], [loss, loss], 0.0) for rate, loss in zip(rates, losses, strict=True)]
+    return [Trial(rate, num_steps, [], [], [loss, loss], 0.0) for rate, loss in zip(rates, losses, strict=True)]
 
 
 @pytest.mark.parametrize(

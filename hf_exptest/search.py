@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from .config import ExpTestConfig
 from .snapshot import Snapshot
-from .stage import NUM_EVAL_BATCHES, Rung, Stage
+from .stage import NUM_EVAL_BATCHES, Stage, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,9 @@ MIN_STEPS = 14
 STRETCH = 4
 # Five short miniatures and four long ones.
 _STEPS_PER_SHORT_STEP = 5 + 4 * STRETCH
-_MAX_RUNGS = 10
+_MAX_TRIALS = 10
 _MAX_CLIMBS = 3
-# Rates far too high all end on one plateau, whose rungs differ significantly but by next to nothing.
+# Rates far too high all end on one plateau, whose trials differ significantly but by next to nothing.
 _NOTICEABLE = 0.1
 # Any rate small enough lowers the loss a little: a miniature that says something gains this share of it.
 _HELPFUL = 0.01
@@ -53,7 +53,7 @@ class LearningRateSearch:
         learning_rate (`float`): the rate found.
         upper_bound (`float`): the bound along the first update, where the ladder of rates begins.
         untouched_losses (`list[float]`): loss of the model as it came, on each held-out batch.
-        rungs (`list[Rung]`): every rehearsal, the short ones before the long ones.
+        trials (`list[Trial]`): every rehearsal, the short ones before the long ones.
         num_training_steps (`int`): length of the run that the rate is for.
         num_steps (`int`): optimizer steps spent, the bound's own included.
         seconds (`float`): wall time spent.
@@ -70,7 +70,7 @@ class LearningRateSearch:
     learning_rate: float
     upper_bound: float
     untouched_losses: list[float]
-    rungs: list[Rung]
+    trials: list[Trial]
     num_training_steps: int
     num_steps: int
     seconds: float
@@ -78,7 +78,7 @@ class LearningRateSearch:
     @property
     def is_conclusive(self) -> bool:
         """Whether any rehearsal lowers the loss on the held-out batches significantly (5 %)."""
-        return any(_is_lower(rung.end_losses, self.untouched_losses, alpha=0.05) for rung in self.rungs)
+        return any(_is_lower(trial.end_losses, self.untouched_losses, alpha=0.05) for trial in self.trials)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the loss at the end of each rehearsal against its rate, one line a length; returns the axes."""
@@ -86,10 +86,10 @@ class LearningRateSearch:
 
         ax = plt.subplots()[1] if ax is None else ax
         untouched = float(np.mean(self.untouched_losses))
-        for length in sorted({rung.num_steps for rung in self.rungs}):
-            rungs = sorted((r for r in self.rungs if r.num_steps == length), key=lambda r: r.learning_rate)
-            ends = [min(r.end_loss, untouched) for r in rungs]
-            ax.plot([r.learning_rate for r in rungs], ends, marker="o", label=f"rehearsal of {length} steps")
+        for length in sorted({trial.num_steps for trial in self.trials}):
+            trials = sorted((r for r in self.trials if r.num_steps == length), key=lambda r: r.learning_rate)
+            ends = [min(r.end_loss, untouched) for r in trials]
+            ax.plot([r.learning_rate for r in trials], ends, marker="o", label=f"rehearsal of {length} steps")
         ax.axhline(untouched, color="gray", linestyle=":", label="untouched model, or worse")
         ax.axvline(
             self.learning_rate,
@@ -116,7 +116,7 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         config ([`ExpTestConfig`], *optional*): the settings.
 
     Returns:
-        [`LearningRateSearch`]: `.learning_rate`, `.rungs`, and `.plot(ax=None)`.
+        [`LearningRateSearch`]: `.learning_rate`, `.trials`, and `.plot(ax=None)`.
 
     Raises:
         `ValueError`: if the Trainer cannot be put back after a search (DeepSpeed, FSDP, one-shot data).
@@ -127,7 +127,7 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset)
         >>> search = find_learning_rate(trainer)
         >>> trainer.args.learning_rate = search.learning_rate
-        >>> sorted({rung.num_steps for rung in search.rungs})
+        >>> sorted({trial.num_steps for trial in search.trials})
         [14, 56]
     """
     if not isinstance(trainer, Trainer):
@@ -224,48 +224,48 @@ def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRat
         progress.set_postfix_str("bound along the first update")
         stage = Stage(trainer, snapshot, config, num_batches=STRETCH * short + NUM_EVAL_BATCHES, progress=progress)
         bound = stage.bound()
-        rungs = _descend(stage, bound, short, config)
+        trials = _descend(stage, bound, short, config)
         # The bound takes a step too.
         budget = max(config.search_budget * num_training_steps, 1 + _STEPS_PER_SHORT_STEP * short)
-        best = _best(rungs, stage.untouched, config.alpha)
+        best = _best(trials, stage.untouched, config.alpha)
         if _is_helpful(best, stage.untouched, config.alpha):
-            start, factor = _vertex(rungs, stage.untouched), math.sqrt(config.beta)
+            start, factor = _vertex(trials, stage.untouched), math.sqrt(config.beta)
         else:
             # Too short to learn anything: the long miniatures look for the valley themselves, below the bound.
             start, factor = bound * config.beta, config.beta
         longer = _walk(stage, start, factor, STRETCH * short, budget)
     # No search knows more than two digits; the rest would only differ with the number of processes.
-    rate = float(f"{_extrapolate(rungs, longer, stage.untouched, num_training_steps):.2g}")
+    rate = float(f"{_extrapolate(trials, longer, stage.untouched, num_training_steps):.2g}")
     return LearningRateSearch(
         learning_rate=rate,
         upper_bound=bound,
         untouched_losses=stage.untouched,
-        rungs=rungs + longer,
+        trials=trials + longer,
         num_training_steps=num_training_steps,
         num_steps=stage.num_steps,
         seconds=time.monotonic() - began,
     )
 
 
-def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Rung]:
+def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Trial]:
     """Rehearse from the bound downwards until it gets noticeably worse or idle, and climb if the bound is best."""
-    rungs = [stage.rehearse(bound, num_steps)]
-    while len(rungs) < _MAX_RUNGS:
-        best = _best(rungs, stage.untouched, config.alpha)
-        lowest = min(rungs, key=lambda rung: rung.learning_rate)
+    trials = [stage.rehearse(bound, num_steps)]
+    while len(trials) < _MAX_TRIALS:
+        best = _best(trials, stage.untouched, config.alpha)
+        lowest = min(trials, key=lambda trial: trial.learning_rate)
         if _is_clearly_worse(lowest, best, stage.untouched, config.alpha) or _is_idle(lowest, stage.untouched):
             break
-        rungs.append(stage.rehearse(lowest.learning_rate * config.beta, num_steps))
+        trials.append(stage.rehearse(lowest.learning_rate * config.beta, num_steps))
     for _ in range(_MAX_CLIMBS):
-        best = _best(rungs, stage.untouched, config.alpha)
-        highest = max(rungs, key=lambda rung: rung.learning_rate)
+        best = _best(trials, stage.untouched, config.alpha)
+        highest = max(trials, key=lambda trial: trial.learning_rate)
         if best is not highest:
             break
-        rungs.append(stage.rehearse(highest.learning_rate / config.beta, num_steps))
-    return rungs
+        trials.append(stage.rehearse(highest.learning_rate / config.beta, num_steps))
+    return trials
 
 
-def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Rung]:
+def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Trial]:
     """
     Rehearse `start`, one rate below it and one above, by `factor`, and a fourth; then go on within the budget.
 
@@ -273,42 +273,42 @@ def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: flo
     above where the upper one is best, else below: longer runs have their best rate there more often, and a rate too
     high costs more than one too low. From there on it is a better end that asks for more.
     """
-    rungs = [stage.rehearse(start * factor**power, num_steps) for power in (1, 0, -1)]
-    while len(rungs) == 3 or stage.num_steps + num_steps <= budget:
-        best = min(rungs, key=lambda rung: rung.end_loss)
-        if best is rungs[-1]:
-            rungs.append(stage.rehearse(best.learning_rate / factor, num_steps))
-        elif len(rungs) == 3 or best is rungs[0]:
-            rungs.insert(0, stage.rehearse(rungs[0].learning_rate * factor, num_steps))
+    trials = [stage.rehearse(start * factor**power, num_steps) for power in (1, 0, -1)]
+    while len(trials) == 3 or stage.num_steps + num_steps <= budget:
+        best = min(trials, key=lambda trial: trial.end_loss)
+        if best is trials[-1]:
+            trials.append(stage.rehearse(best.learning_rate / factor, num_steps))
+        elif len(trials) == 3 or best is trials[0]:
+            trials.insert(0, stage.rehearse(trials[0].learning_rate * factor, num_steps))
         else:
             break
-    return rungs
+    return trials
 
 
-def _best(rungs: Sequence[Rung], untouched: Sequence[float], alpha: float) -> Rung:
-    """Lowest loss at the end, among the rungs that converge if any does."""
-    converging = [r for r in rungs if r.p_value < alpha or _is_lower(r.end_losses, untouched, alpha)]
-    return min(converging or rungs, key=lambda rung: rung.end_loss)
+def _best(trials: Sequence[Trial], untouched: Sequence[float], alpha: float) -> Trial:
+    """Lowest loss at the end, among the trials that converge if any does."""
+    converging = [r for r in trials if r.p_value < alpha or _is_lower(r.end_losses, untouched, alpha)]
+    return min(converging or trials, key=lambda trial: trial.end_loss)
 
 
-def _is_clearly_worse(rung: Rung, best: Rung, untouched: Sequence[float], alpha: float) -> bool:
-    """Whether `best` helps, and `rung` is significantly worse by a noticeable part of what `best` gains."""
-    if not _is_lower(best.end_losses, untouched, alpha) or not _is_lower(best.end_losses, rung.end_losses, alpha):
+def _is_clearly_worse(trial: Trial, best: Trial, untouched: Sequence[float], alpha: float) -> bool:
+    """Whether `best` helps, and `trial` is significantly worse by a noticeable part of what `best` gains."""
+    if not _is_lower(best.end_losses, untouched, alpha) or not _is_lower(best.end_losses, trial.end_losses, alpha):
         return False
     gain = float(np.mean(untouched)) - best.end_loss
-    return rung.end_loss - best.end_loss > _NOTICEABLE * gain
+    return trial.end_loss - best.end_loss > _NOTICEABLE * gain
 
 
-def _is_helpful(rung: Rung, untouched: Sequence[float], alpha: float) -> bool:
-    """Whether `rung` lowers the loss of the untouched model significantly and noticeably."""
+def _is_helpful(trial: Trial, untouched: Sequence[float], alpha: float) -> bool:
+    """Whether `trial` lowers the loss of the untouched model significantly and noticeably."""
     loss = float(np.mean(untouched))
-    return _is_lower(rung.end_losses, untouched, alpha) and loss - rung.end_loss > _HELPFUL * abs(loss)
+    return _is_lower(trial.end_losses, untouched, alpha) and loss - trial.end_loss > _HELPFUL * abs(loss)
 
 
-def _is_idle(rung: Rung, untouched: Sequence[float]) -> bool:
-    """Whether `rung` leaves the loss where it was, so that lower rates would too."""
+def _is_idle(trial: Trial, untouched: Sequence[float]) -> bool:
+    """Whether `trial` leaves the loss where it was, so that lower rates would too."""
     loss = float(np.mean(untouched))
-    return abs(rung.end_loss - loss) < _HELPFUL * abs(loss)
+    return abs(trial.end_loss - loss) < _HELPFUL * abs(loss)
 
 
 def _is_lower(losses: Sequence[float], others: Sequence[float], alpha: float) -> bool:
@@ -345,13 +345,13 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(x[place] - slope / (2 * curvature))) if curvature > 0 else float(np.exp(x[place]))
 
 
-def _vertex(rungs: Sequence[Rung], untouched: Sequence[float]) -> float:
+def _vertex(trials: Sequence[Trial], untouched: Sequence[float]) -> float:
     ceiling = float(np.mean(untouched))
-    return vertex([rung.learning_rate for rung in rungs], [_capped(rung.end_loss, ceiling) for rung in rungs])
+    return vertex([trial.learning_rate for trial in trials], [_capped(trial.end_loss, ceiling) for trial in trials])
 
 
 def _extrapolate(
-    short: Sequence[Rung], longer: Sequence[Rung], untouched: Sequence[float], num_training_steps: int
+    short: Sequence[Trial], longer: Sequence[Trial], untouched: Sequence[float], num_training_steps: int
 ) -> float:
     """
     The vertex of the longer rehearsals, moved down to the length of the run by a power of the length.
@@ -361,9 +361,9 @@ def _extrapolate(
     down: next to the edge of stability, one higher than the long rehearsals favour can lose the run.
     """
     ceiling = float(np.mean(untouched))
-    gains = [ceiling - min(_capped(rung.end_loss, ceiling) for rung in rungs) for rungs in (short, longer)]
+    gains = [ceiling - min(_capped(trial.end_loss, ceiling) for trial in trials) for trials in (short, longer)]
     weight = min(1.0, gains[0] / gains[1]) if gains[1] > 0 else 0.0
-    vertices = [_vertex(rungs, untouched) for rungs in (short, longer)]
+    vertices = [_vertex(trials, untouched) for trials in (short, longer)]
     lengths = short[0].num_steps, longer[0].num_steps
     measured = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
     drift = weight * min(_DRIFTS[1], max(_DRIFTS[0], measured)) + (1 - weight) * _USUAL_DRIFT
@@ -372,5 +372,5 @@ def _extrapolate(
 
 
 def _capped(loss: float, ceiling: float) -> float:
-    """A diverged rung counts as one that learnt nothing, so that it cannot bend the parabola without limit."""
+    """A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit."""
     return loss if loss < ceiling else ceiling
