@@ -7,11 +7,13 @@ from .bounds import learning_rate_upper_bound
 from .callback import ExpTestCallback
 from .config import ExpTestConfig
 from .controller import ExpTestController
+from .finder import find_learning_rate
 from .report import Report
 from .scheduler import ExpTestScheduler
-from .search import LearningRateSearch, find_learning_rate
+from .search import LearningRateSearch
 from .statistics import TestResult, exponential_decay_test, slope_test
 from .training_args import ExpTestArgumentsMixin, ExpTestTrainingArguments
+from .trial import Trial
 
 __version__ = "0.1.0"
 
@@ -25,6 +27,7 @@ __all__ = [
     "LearningRateSearch",
     "Report",
     "TestResult",
+    "Trial",
     "exponential_decay_test",
     "find_learning_rate",
     "learning_rate_upper_bound",

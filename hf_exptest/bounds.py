@@ -175,8 +175,8 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
             Loss after moving by a distance along the ray; the same for the same distance. Non-finite counts as high.
 
     Returns:
-        `float`: the best distance, to a factor of two, between 1e-8 and 1e3. Where noise hides the valley and the loss
-        falls nowhere, the largest distance that raises it by no more than one percent.
+        `float`: the best distance, to a factor of two, between 1e-30 and 1e3. Where noise hides the valley and the
+        loss falls nowhere, the largest distance that raises it by no more than one percent.
 
     Raises:
         `ValueError`: if the loss rises by more at every distance.
@@ -187,15 +187,22 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
         return value if math.isfinite(value) else math.inf
 
     start = loss(0.0)
+    # The weights of half-precision models make losses rise and fall by rounding alone: less than this is no rise.
+    ceiling = start + 0.01 * abs(start)
     tried: dict[float, float] = {}
     for exponent in range(-8, 4):
         tried[10.0**exponent] = loss(10.0**exponent)
-        # Once it has fallen, the first loss above the start ends the valley.
-        if min(tried.values()) < start < tried[10.0**exponent]:
+        if tried[10.0**exponent] > ceiling:
             break
+    for exponent in range(-9, -31, -1):
+        # Inputs that are not scaled may want rates far below those of any network: on, while the lowest is best.
+        best = min(tried, key=lambda distance: (tried[distance], distance))
+        if best > min(tried) or start <= tried[best] <= ceiling:
+            break
+        tried[10.0**exponent] = loss(10.0**exponent)
     coarse = min(tried, key=tried.__getitem__)
     if not tried[coarse] < start:
-        harmless = [distance for distance, value in tried.items() if value <= start + 0.01 * abs(start)]
+        harmless = [distance for distance, value in tried.items() if value <= ceiling]
         if not harmless:
             raise ValueError(f"The loss, {start!r}, only rises along the ray; the lowest seen is {tried[coarse]!r}.")
         return max(harmless)

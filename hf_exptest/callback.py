@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,33 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from .checks import check_trainer, is_preference_trainer, replaced_arguments
 from .config import ExpTestConfig
-from .internals import find_trainer
+from .finder import first_update_bound, search_learning_rate
+from .internals import adopt_scheduler, correct_card_data, find_trainer, is_out_of_memory, is_patched_by, patch
 from .loss_signal import LossSignal
-from .report import FIGURE_NAME, Report, add_to_model_card, descriptions, log_values
-from .scheduler import ExpTestScheduler, check_optimizer
-from .search import LearningRateSearch, first_update_bound, search_learning_rate, why_not_restorable
+from .processes import same_on_all
+from .report import (
+    FIGURE_NAME,
+    REPORT_NAME,
+    Report,
+    add_to_model_card,
+    card_schedule,
+    descriptions,
+    log_values,
+    search_from_dict,
+    search_to_dict,
+    write,
+)
+from .scheduler import ExpTestScheduler
+from .search import LearningRateSearch
+from .snapshot import NotRestored
+from .stage import NotSearchable
 from .training_args import ExpTestArgumentsMixin
 
 logger = logging.get_logger(__name__)
-
-_REFUSED_OPTIMIZERS = {
-    OptimizerNames.GALORE_ADAMW_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
-    OptimizerNames.GALORE_ADAMW_8BIT_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
-    OptimizerNames.GALORE_ADAFACTOR_LAYERWISE: "updates layer by layer during the backward pass; use 'galore_adamw'",
-    OptimizerNames.APOLLO_ADAMW_LAYERWISE: "updates layer by layer during the backward pass; use 'apollo_adamw'",
-    OptimizerNames.LOMO: "updates during the backward pass; use 'adamw_torch'",
-    OptimizerNames.ADALOMO: "updates during the backward pass; use 'adamw_torch'",
-    OptimizerNames.SCHEDULE_FREE_RADAM: "wants a constant learning rate; use 'adamw_torch'",
-    OptimizerNames.SCHEDULE_FREE_ADAMW: "wants a constant learning rate; use 'adamw_torch'",
-    OptimizerNames.SCHEDULE_FREE_SGD: "wants a constant learning rate; use 'sgd'",
-}
-_POLICY_GRADIENT_TRAINERS = {"GRPOTrainer", "RLOOTrainer"}
 
 
 class ExpTestCallback(TrainerCallback):
@@ -45,21 +47,29 @@ class ExpTestCallback(TrainerCallback):
     [`TrainerCallback`] that chooses the learning rate: `Trainer(..., callbacks=[ExpTestCallback()])`.
 
     It replaces the Trainer's learning-rate scheduler by an [`ExpTestScheduler`], finds the starting rate before the
-    first step, and feeds the scheduler with the loss of every optimizer step, reduced over all processes. The value of
-    `TrainingArguments.learning_rate` does not matter; ratios between parameter groups do, and are kept.
+    first step, and feeds the scheduler with the loss of every optimizer step, reduced over all processes. Ratios
+    between the rates of parameter groups are kept. Training starts from `TrainingArguments.learning_rate` only where
+    the search finds no rate that helps, or cannot be made: a warning says why.
+
+    The search runs the user's code, and puts everything back (see [`Snapshot`]). Nothing that is logged meanwhile is
+    seen. Of the other callbacks, those that change gradients in `on_pre_optimizer_step` take part in it. One callback
+    serves several Trainers, one training after the other.
 
     Args:
         config ([`ExpTestConfig`], *optional*): the settings.
         **overrides: single settings, for example `ExpTestCallback(alpha=0.01)`.
 
     Each logged training step carries `exptest_phase` (0 warm-up, 1 DETECT, 2 TUNE, 3 cool-down), `exptest_decays` and,
-    once there was a test, `exptest_p_value` and `exptest_window` of the last one. At the end, `exptest.json` and, with
-    matplotlib, `exptest.png` are written to `output_dir`, see [`Report`] and the command `hf-exptest`. The model card
-    (`create_model_card`, `push_to_hub`) tells of them too.
+    once there was a test, `exptest_p_value` and `exptest_window` of the last one; the last row carries
+    `exptest_search_runtime`, the seconds of the search, which `train_runtime` and the speeds leave out. `exptest.json`
+    is written to `output_dir` after the search, at each checkpoint and at the end, and then, with matplotlib,
+    `exptest.png`: see [`Report`] and the command `hf-exptest`. The model card (`create_model_card`, `push_to_hub`)
+    tells of them too.
 
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
-        search ([`LearningRateSearch`] or `None`): how the starting rate was found.
+        search ([`LearningRateSearch`] or `None`): the search of this training; that of a training which was resumed is
+            in `report()`.
 
     Example:
 
@@ -68,6 +78,7 @@ class ExpTestCallback(TrainerCallback):
         >>> callback = ExpTestCallback()
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
         >>> result = trainer.train()
+        ExpTest: starts with learning rate ... (search)...
         >>> [entry["decision"] for entry in callback.history][0]
         'start'
         >>> callback.search.learning_rate == callback.history[0]["learning_rate"]
@@ -83,6 +94,7 @@ class ExpTestCallback(TrainerCallback):
         self._trainer: Trainer | None = None
         self._scheduler: ExpTestScheduler | None = None
         self._num_reported = 0
+        self._search_seconds = 0.0
 
     @classmethod
     def from_args(cls, args: ExpTestArgumentsMixin) -> ExpTestCallback:
@@ -109,62 +121,97 @@ class ExpTestCallback(TrainerCallback):
         Raises:
             `ValueError`: if the Trainer's set-up leaves ExpTest no learning rate to choose.
         """
-        if self._trainer is trainer:
+        if is_patched_by(trainer, self):
             return
-        _check_trainer(trainer)
+        others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExpTestCallback)]
+        if len(others) > 1:
+            raise ValueError(
+                f"The Trainer has {len(others)} ExpTestCallback; one sets the learning rate, so pass one."
+            )
+        check_trainer(trainer)
         self._trainer = trainer
-        # Instance attributes: the class, and every other Trainer, stay as they are.
-        vars(trainer).update(
-            training_step=functools.partial(self._training_step, trainer.training_step),
-            log=functools.partial(self._log, trainer.log),
+        patch(
+            trainer,
+            training_step=self._training_step,
+            log=self._log,
             create_scheduler=self._create_scheduler,
-            create_model_card=functools.partial(self._create_model_card, trainer.create_model_card),
+            create_model_card=self._create_model_card,
         )
 
-    def _training_step(self, training_step: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _is_in(self, trainer: Trainer) -> bool:
+        """Whether `trainer` still has this callback; `remove_callback` tells nobody."""
+        return self in trainer.callback_handler.callbacks
+
+    def _training_step(
+        self, trainer: Trainer, training_step: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         loss = training_step(*args, **kwargs)
         self._signal.add(loss)
         return loss
 
-    def _log(self, log: Callable[..., None], logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        # The Trainer's own row of a training step, so that every reporter gets these beside the loss.
-        if "loss" in logs and self._scheduler is not None:
-            logs.update(log_values(self.history, self._scheduler.phase))
-        log(logs, *args, **kwargs)
+    def _log(
+        self,
+        trainer: Trainer,
+        log: Callable[..., None],
+        logs: dict[str, float],
+        start_time: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._scheduler is not None and self._is_in(trainer):
+            # The Trainer's own row of a training step, so that every reporter gets these beside the loss.
+            if "loss" in logs:
+                logs.update(log_values(self.history, self._scheduler.phase))
+            if "learning_rate" in logs and self._scheduler.is_first_group_frozen:
+                logs["learning_rate"] = self._scheduler.previous_rate
+            if "train_runtime" in logs and self._search_seconds:
+                # These are the metrics that `train()` returns, too.
+                logs.update(_without_search(logs, self._search_seconds))
+            start_time = None if start_time is None else start_time + self._search_seconds
+        log(logs, *([] if start_time is None else [start_time]), **kwargs)
 
-    def _create_model_card(self, create_model_card: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def _create_model_card(
+        self, trainer: Trainer, create_model_card: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
         create_model_card(*args, **kwargs)
-        trainer = self._trainer
-        assert trainer is not None
-        if self._scheduler is None or not trainer.is_world_process_zero():
+        scheduler = self._scheduler if trainer is self._trainer else trainer.lr_scheduler
+        if not isinstance(scheduler, ExpTestScheduler) or not trainer.is_world_process_zero():
             return
         assert trainer.args.output_dir is not None
         folder = Path(trainer.args.output_dir)
         card = folder / "README.md"
+        report = _report(trainer, scheduler)
         # As text, so that the metadata stay as they are.
-        text = add_to_model_card(card.read_text(encoding="utf-8"), self.report(), (folder / FIGURE_NAME).is_file())
+        text = add_to_model_card(card.read_text(encoding="utf-8"), report, (folder / FIGURE_NAME).is_file())
         card.write_text(text, encoding="utf-8")
 
     def _create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        trainer: Trainer,
+        create_scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler],
+        num_training_steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        trainer = self._trainer
-        assert trainer is not None
+        if not self._is_in(trainer):
+            return create_scheduler(num_training_steps, optimizer)
         if trainer.lr_scheduler is not None and optimizer is None:
             return trainer.lr_scheduler
         chosen = trainer.optimizer if optimizer is None else optimizer
         assert chosen is not None
-        self._scheduler = ExpTestScheduler(
-            chosen,
-            self.config,
-            num_training_steps,
-            accelerator=trainer.accelerator,
-        )
+        # Of several Trainers, the one that trains.
+        self._trainer = trainer
+        self._scheduler = ExpTestScheduler(chosen, self.config, num_training_steps, accelerator=trainer.accelerator)
         # DeepSpeed asks for another one, through a copy of a Trainer that has its stand-in already.
         if trainer.lr_scheduler is None:
-            vars(trainer)["lr_scheduler"] = self._scheduler
-            trainer._created_lr_scheduler = True
+            adopt_scheduler(trainer, self._scheduler)
         return self._scheduler
+
+    def _connected(self) -> tuple[Trainer, ExpTestScheduler]:
+        if self._trainer is None or self._scheduler is None:
+            raise RuntimeError(
+                "ExpTestCallback is not connected to the Trainer. Give it to the constructor, Trainer(...,"
+                " callbacks=[callback]), or call callback.set_trainer(trainer) after trainer.add_callback(callback)."
+            )
+        return self._trainer, self._scheduler
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -176,36 +223,98 @@ class ExpTestCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._trainer is None or self._scheduler is None:
-            raise RuntimeError(
-                "ExpTestCallback is not connected to the Trainer. Give it to the constructor, Trainer(...,"
-                " callbacks=[callback]), or call callback.set_trainer(trainer) after trainer.add_callback(callback)."
-            )
+        if find_trainer(self) is not self._trainer:
+            # It was added to this Trainer without being connected.
+            self._trainer = None
+        trainer, scheduler = self._connected()
         self._num_reported = 0
+        self._search_seconds = 0.0
         self.search = None
-        if self._scheduler.last_epoch == 0 and self.config.learning_rate is None:
-            self._find_start(self._trainer)
+        if scheduler.last_epoch == 0 and state.global_step > 0:
+            self._go_on_without_state(trainer, scheduler)
+        elif scheduler.last_epoch == 0 and self.config.learning_rate is None:
+            self._find_start(trainer, scheduler)
         self._signal.clear()
         self._report(state, args)
+        self._write(state, args)
 
-    def _find_start(self, trainer: Trainer) -> None:
-        assert self._scheduler is not None
-        reason = why_not_restorable(trainer)
-        if reason is None and self.config.search:
-            self.search = search_learning_rate(trainer, self.config)
-            if not self.search.is_conclusive:
-                reason = "no rehearsed rate lowers the loss on held-out batches"
-        if reason is not None:
-            if trainer.is_world_process_zero():
-                logger.warning(
-                    f"ExpTest found no learning rate: {reason}. Training starts from TrainingArguments.learning_rate="
-                    f"{trainer.args.learning_rate}, and DETECT lowers it where needed."
-                )
-            self._scheduler.start(trainer.args.learning_rate, detect=True, reason="training_arguments")
-        elif self.search is not None:
-            self._scheduler.start(self.search.learning_rate, detect=False, reason="search")
-        else:
-            self._scheduler.start(first_update_bound(trainer), detect=True, reason="first_update_bound")
+    def _find_start(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        began = time.monotonic()
+        why = None
+        try:
+            if self.config.search:
+                self.search = search_learning_rate(trainer, self.config)
+                rate, detect, reason = self.search.learning_rate, False, "search"
+                scheduler.search = search_to_dict(self.search)
+                if not self.search.is_conclusive:
+                    why = f"none of {len(self.search.trials)} trials lowers the loss on held-out batches significantly"
+            else:
+                rate, detect, reason = first_update_bound(trainer, self.config), True, "first_update_bound"
+        except NotRestored:
+            raise
+        except NotSearchable as error:
+            why = str(error)
+        except Exception as error:
+            # With several processes, the others would wait for this one.
+            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            logger.debug("The error that ended the search:", exc_info=True)
+        if why is not None:
+            # An optimizer that the user has made may have a rate of its own.
+            rate, detect = scheduler.learning_rate, False
+            reason = "training_arguments" if rate == trainer.args.learning_rate else "optimizer"
+        scheduler.start(rate, detect=detect, reason=reason)
+        self._search_seconds = time.monotonic() - began
+        if trainer.is_world_process_zero():
+            self._warn(trainer, why)
+
+    def _warn(self, trainer: Trainer, why: str | None) -> None:
+        """Say what is not as the user may think."""
+        if why is not None:
+            rate = self.learning_rate
+            is_given = rate == trainer.args.learning_rate
+            source = "TrainingArguments.learning_rate" if is_given else "the optimizer's own learning rate"
+            logger.warning(
+                f"ExpTest found no learning rate: {why}. Everything is as it was, and training starts from"
+                f" {source}={rate}, unchanged."
+            )
+        elif self.search is not None and self.search.reaches_zero and is_preference_trainer(trainer):
+            logger.warning(
+                "In the search, the loss came down to zero: the pairs are easy to tell apart. Rates that get there are"
+                f" equal to it, and {self.search.learning_rate:.2g} is the lowest; whether the model is still good is"
+                " for an evaluation to say."
+            )
+        replaced = [text for text in replaced_arguments(trainer.args) if why is None or "learning_rate=" not in text]
+        if replaced:
+            logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {_are(replaced)} not used.")
+
+    def _go_on_without_state(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        """Resume from a checkpoint without the scheduler's state, as `save_only_model` leaves it."""
+        step, rate, source = trainer.state.global_step, self.config.learning_rate, "as it was given"
+        if rate is None:
+            rate, source = trainer.args.learning_rate, "from TrainingArguments"
+            try:
+                report = Report.load(str(trainer.args.output_dir))
+                rate, source = report.rate_at(step), f"from {REPORT_NAME}"
+                scheduler.search = None if report.search is None else search_to_dict(report.search)
+            except ValueError:
+                # Nothing was left there, or it is unreadable: it is not what training needs.
+                pass
+        rate = same_on_all(rate, trainer.accelerator)
+        scheduler.take_over(step, rate)
+        if trainer.is_world_process_zero():
+            logger.warning(
+                "The checkpoint has no state of the learning-rate scheduler. ExpTest makes no search now: its schedule"
+                f" goes on at step {step} with the learning rate {rate:.2g}, {source}."
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # After the last `on_train_begin`, in which Sentence Transformers reads the arguments for its card.
+        report = self.report()
+        correct_card_data(self._connected()[0].model, report.starting_rate, card_schedule(report.config))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -216,31 +325,34 @@ class ExpTestCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         loss = self._signal.take()
-        assert self._scheduler is not None
         if loss is not None:
-            self._scheduler.observe(loss)
+            self._connected()[1].observe(loss)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._scheduler is not None
-        assert self._trainer is not None
+        trainer, scheduler = self._connected()
+        installed: Any = trainer.lr_scheduler
         # With an optimizer in its config, DeepSpeed steps the scheduler inside backward, before the loss is observed.
-        was_skipped = self._trainer.accelerator.optimizer_step_was_skipped
-        scheduler: Any = self._trainer.lr_scheduler
-        if scheduler is not self._scheduler and not was_skipped:
-            self._scheduler.step()
+        if installed is not scheduler and not trainer.accelerator.optimizer_step_was_skipped:
+            scheduler.step()
         if control.should_save or control.should_evaluate:
             # A checkpoint may follow, which only the main process writes: what it holds must be reduced by then.
-            self._scheduler.flush()
+            scheduler.flush()
         self._report(state, args)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._scheduler is not None
-        self._scheduler.flush()
+        self._connected()[1].flush()
         self._report(state, args)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, args)
+
+    def _write(self, state: TrainerState, args: TrainingArguments, with_figure: bool = False) -> None:
+        if state.is_world_process_zero and args.output_dir is not None:
+            write(self.report(), args.output_dir, with_figure)
 
     def _report(self, state: TrainerState, args: TrainingArguments) -> None:
         """Say what was decided since the last report, on the main process."""
@@ -255,71 +367,52 @@ class ExpTestCallback(TrainerCallback):
             is_doubtful = entry["test"] == "divergence" or entry["left_out"] > 0
             say = logger.warning if is_doubtful else logger.info
             say(message)
-            if not args.disable_tqdm and entry["decision"] != "continue":
-                tqdm.write(message)
+            if entry["decision"] != "continue":
+                # Also where there is no bar: the rate is what a later run can start from.
+                print(message) if args.disable_tqdm else tqdm.write(message)
 
     def report(self) -> Report:
         """What happened so far, with everything that is needed to draw it again."""
         if self._trainer is None or self._scheduler is None:
             raise RuntimeError("There is nothing to report before training.")
-        rows = [row for row in self._trainer.state.log_history if "loss" in row and "learning_rate" in row]
-        return Report(
-            config=self.config,
-            num_training_steps=self._trainer.state.max_steps,
-            history=self.history,
-            search=self.search,
-            steps=[int(row["step"]) for row in rows],
-            losses=[row["loss"] for row in rows],
-            learning_rates=[row["learning_rate"] for row in rows],
-        )
+        return _report(self._trainer, self._scheduler)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._scheduler is not None
-        self._scheduler.flush()
+        self._connected()[1].flush()
         self._report(state, args)
-        if state.is_world_process_zero and args.output_dir is not None:
-            report = self.report()
-            report.save(args.output_dir)
-            report.save_figure(args.output_dir)
+        self._write(state, args, with_figure=True)
 
     def __getstate__(self) -> dict[str, Any]:
         # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
         return {**self.__dict__, "_trainer": None, "_scheduler": None}
 
 
-def _check_trainer(trainer: Trainer) -> None:
-    """Raise a `ValueError` for a set-up in which ExpTest cannot set the learning rate; warn where it is doubtful."""
-    others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExpTestCallback)]
-    if len(others) > 1:
-        raise ValueError(f"The Trainer has {len(others)} ExpTestCallback; one sets the learning rate, so pass one.")
-    # A scheduler of the Trainer's own making, from an earlier train(), is made anew by the next.
-    if trainer.lr_scheduler is not None and not getattr(trainer, "_created_lr_scheduler", False):
-        raise ValueError(
-            f"optimizers=(..., {type(trainer.lr_scheduler).__name__}) sets the learning rate as ExpTest does; pass"
-            " optimizers=(optimizer, None) or drop ExpTestCallback."
-        )
-    if trainer.args.optim in _REFUSED_OPTIMIZERS:
-        optim = OptimizerNames(trainer.args.optim)
-        raise ValueError(f"optim={optim.value!r} {_REFUSED_OPTIMIZERS[optim]} with ExpTest.")
-    if trainer.optimizer is not None:
-        check_optimizer(trainer.optimizer)
-    if not trainer.args.learning_rate > 0:
-        raise ValueError(
-            f"learning_rate={trainer.args.learning_rate!r} must be positive: ExpTest replaces it, but keeps the ratios"
-            " of the parameter groups to it. Leave it at its default."
-        )
-    # From TrainingArguments, or from `accelerate launch`.
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    deepspeed = {} if plugin is None else plugin.deepspeed_config
-    if "scheduler" in deepspeed:
-        raise ValueError(
-            f"The DeepSpeed config has scheduler={deepspeed['scheduler']!r}, which sets the learning rate as"
-            " ExpTest does; remove it."
-        )
-    if _POLICY_GRADIENT_TRAINERS & {base.__name__ for base in type(trainer).__mro__}:
-        logger.warning(
-            f"{type(trainer).__name__} minimises a policy-gradient loss, which does not fall while training goes well;"
-            " ExpTest's tests say little about it."
-        )
+def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:
+    rows = [row for row in trainer.state.log_history if "loss" in row and "learning_rate" in row]
+    return Report(
+        config=scheduler.config,
+        num_training_steps=trainer.state.max_steps,
+        history=scheduler.history,
+        search=None if scheduler.search is None else search_from_dict(scheduler.search),
+        steps=[int(row["step"]) for row in rows],
+        losses=[row["loss"] for row in rows],
+        learning_rates=[row["learning_rate"] for row in rows],
+    )
+
+
+def _without_search(metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    """The Trainer's speeds, as if it had begun to count after the search."""
+    total = metrics["train_runtime"]
+    training = max(total - seconds, 1e-4)
+    speeds = {key: value for key, value in metrics.items() if key.startswith("train_") and key.endswith("_per_second")}
+    return {
+        "train_runtime": round(training, 4),
+        **{key: round(value * total / training, 3) for key, value in speeds.items()},
+        "exptest_search_runtime": round(seconds, 4),
+    }
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

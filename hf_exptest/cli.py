@@ -15,9 +15,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .report import Report, draw, smoothed
+from .report import Report
 
-_COLUMNS = ("run", "steps", "search steps", "starting rate", "decays", "last rate", "first loss", "last loss")
+_COLUMNS = (
+    "run",
+    "steps",
+    "search steps",
+    "starting rate",
+    "rate from",
+    "decays",
+    "last rate",
+    "first loss",
+    "last loss",
+)
 
 
 def compare(folders: Sequence[str]) -> str:
@@ -25,13 +35,14 @@ def compare(folders: Sequence[str]) -> str:
     rows = [_COLUMNS]
     for folder in folders:
         report = Report.load(folder)
-        losses = [f"{loss:.4g}" for loss in smoothed(report.losses)] or ["not logged"]
+        losses = [f"{loss:.4g}" for loss in report.smoothed_losses] or ["not logged"]
         rows.append(
             (
                 folder,
                 str(report.num_training_steps),
                 str(0 if report.search is None else report.search.num_steps),
                 f"{report.starting_rate:.2g}",
+                report.rate_source.replace("_", " "),
                 str(sum(entry["decision"] == "decay" for entry in report.history)),
                 f"{(report.history[-1]['learning_rate'] if report.history else report.starting_rate):.2g}",
                 losses[0],
@@ -49,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="hf-exptest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print the search and the decisions")
+    show = commands.add_parser("show", help="print the starting rate, the search and the decisions")
     show.add_argument("folder", metavar="OUTPUT_DIR")
     plot = commands.add_parser("plot", help="draw the search, the loss, the learning rate and the decisions")
     plot.add_argument("folder", metavar="OUTPUT_DIR")
@@ -61,9 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "show":
             print(Report.load(options.folder).summary())
         elif options.command == "plot":
-            draw(Report.load(options.folder), options.output)
+            report = Report.load(options.folder)
+            # Only here, since matplotlib is an extra.
+            from .figure import draw
+
+            draw(report, options.output)
             print(f"Figure: {options.output}")
         else:
             print(compare(options.folders))
-    except ValueError as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"hf-exptest: {error}")

@@ -2,17 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Every touch of what Trainer, Accelerate and torch do not promise to keep, each with the reason. The day one of them
+Every touch of what Trainer, Accelerate and DeepSpeed do not promise to keep, each with the reason. The day one of them
 changes, this file changes.
 
-Checked with transformers 5.0.0 to 5.24.0, accelerate 1.10.1 to 1.15.0 and torch 2.6.0 to 2.14.1.
+Checked with transformers 5.0.0 to 5.24.0, accelerate 1.10.1 to 1.15.0 and deepspeed 0.19.8.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import gc
 import inspect
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 
 def find_trainer(callback: TrainerCallback) -> Trainer | None:
@@ -24,3 +34,233 @@ def find_trainer(callback: TrainerCallback) -> Trainer | None:
             return candidate
         frame = frame.f_back
     return None
+
+
+def patch(trainer: Trainer, **methods: Callable[..., Any]) -> None:
+    """
+    Put each function in the place of a method of `trainer` alone, with the Trainer and the method to go on with as its
+    first arguments. The class, and every other Trainer, stay as they are.
+
+    Trainer has no hook for the loss of a micro-batch, a row before it is logged, the scheduler, and the model card.
+    """
+    for name, function in methods.items():
+        vars(trainer)[name] = functools.partial(function, trainer, getattr(trainer, name))
+
+
+def is_patched_by(trainer: Trainer, owner: Any) -> bool:
+    """Whether [`patch`] has put methods of `owner` in the place of the Trainer's."""
+    return any(
+        isinstance(value, functools.partial) and getattr(value.func, "__self__", None) is owner
+        for value in vars(trainer).values()
+    )
+
+
+@contextlib.contextmanager
+def quiet(trainer: Trainer) -> Iterator[list[TrainerCallback]]:
+    """
+    Nobody hears what the user's code logs meanwhile, by `trainer.log` or by the callbacks' events. Gives the callbacks
+    that the Trainer has.
+    """
+    handler = trainer.callback_handler
+    callbacks, handler.callbacks = handler.callbacks, []
+    log = vars(trainer).get("log")
+    vars(trainer)["log"] = lambda logs, *args, **kwargs: None
+    try:
+        yield callbacks
+    finally:
+        handler.callbacks = callbacks
+        del vars(trainer)["log"]
+        if log is not None:
+            vars(trainer)["log"] = log
+
+
+def gradient_callbacks(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
+    """Those that do something between the backward pass and the step of the optimizer, where gradients may change."""
+    name = "on_pre_optimizer_step"
+    return [callback for callback in callbacks if getattr(type(callback), name) is not getattr(TrainerCallback, name)]
+
+
+def call_before_step(trainer: Trainer, callbacks: list[TrainerCallback]) -> None:
+    """Call the event that the Trainer calls with the gradients of a step, for these callbacks alone."""
+    handler: CallbackHandler = trainer.callback_handler
+    before, handler.callbacks = handler.callbacks, callbacks
+    handler.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    handler.callbacks = before
+
+
+def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any], Any], None, None]:
+    """
+    Up to `num_batches` optimizer batches as the Trainer reads them: micro-batches, and the number of items in all of
+    them. The loader is made for this alone; it, its workers and what they have read ahead are gone afterwards.
+    """
+    loader = trainer.get_train_dataloader()
+    iterator = iter(loader)
+    try:
+        for _ in range(num_batches):
+            batch = trainer.get_batch_samples(iterator, trainer.args.gradient_accumulation_steps, trainer.args.device)
+            if not batch[0]:
+                break
+            yield batch
+    finally:
+        if hasattr(loader, "end"):
+            # Accelerate counts a loader as active until its end; this one is left before it.
+            loader.end()
+        # Accelerate keeps every loader that it has prepared, and a loader with persistent workers its iterator.
+        kept = trainer.accelerator._dataloaders
+        kept[:] = [other for other in kept if other is not loader]
+        for part in (loader, getattr(loader, "base_dataloader", None)):
+            if isinstance(part, DataLoader):
+                part._iterator = None
+        del loader, iterator
+        # Workers end with their iterator, which refers to itself.
+        gc.collect()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `auto_find_batch_size` answers `error` with a smaller batch."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+
+
+def prepare_inputs(trainer: Trainer, micro_batch: Any) -> Any:
+    """What `training_step` does to a micro-batch before the loss is computed: types and devices."""
+    return trainer._prepare_inputs(micro_batch)
+
+
+def backward_context(trainer: Trainer, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    """
+    Around the forward and backward pass of a micro-batch: gradients are reduced over the processes with the last one
+    only. DeepSpeed makes its step in the backward pass of the micro-batch in which `sync_gradients` is set.
+    """
+    accelerator = trainer.accelerator
+    state = accelerator.gradient_state
+    state._set_sync_gradients(is_last)
+    if is_last or state.plugin_kwargs.get("sync_each_batch") or trainer.is_deepspeed_enabled:
+        return contextlib.nullcontext()
+    if is_sharded_at_load(trainer):
+        return trainer._defer_fsdp_gradient_reduction()
+    context: contextlib.AbstractContextManager[Any] = accelerator.no_sync(model=trainer.model_wrapped)
+    return context
+
+
+def is_sharded_at_load(trainer: Trainer) -> bool:
+    """Whether transformers itself shards the model (`from_pretrained(distributed_config=...)`), not Accelerate."""
+    return bool(getattr(trainer, "is_distributed_loading_by_transformers", False))
+
+
+def clip_gradients(trainer: Trainer) -> None:
+    """Clip as the Trainer does; newer releases clip gradients on several meshes, too."""
+    if trainer.args.max_grad_norm:
+        if hasattr(trainer, "_clip_grad_norm"):
+            trainer._clip_grad_norm(trainer.model_wrapped)
+        else:
+            trainer.accelerator.clip_grad_norm_(trainer.model_wrapped.parameters(), trainer.args.max_grad_norm)
+
+
+def has_own_scheduler(trainer: Trainer) -> bool:
+    """Whether the user gave the Trainer a scheduler; one of the Trainer's making is made anew by each `train`."""
+    return trainer.lr_scheduler is not None and not getattr(trainer, "_created_lr_scheduler", False)
+
+
+def adopt_scheduler(trainer: Trainer, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Make `scheduler` the Trainer's, as one of its own making."""
+    vars(trainer)["lr_scheduler"] = scheduler
+    trainer._created_lr_scheduler = True
+
+
+def correct_card_data(model: Any, learning_rate: float, schedule: str) -> None:
+    """
+    Correct what Sentence Transformers says of the rate in the card that it writes whenever it saves the model.
+
+    Its own callback copies TrainingArguments into these dicts in `on_train_begin`, after ours.
+    """
+    data = getattr(model, "model_card_data", None)
+    for name in ("all_hyperparameters", "non_default_hyperparameters"):
+        values = getattr(data, name, None)
+        if values is not None:
+            for replaced in ("lr_scheduler_kwargs", "warmup_ratio", "warmup_steps"):
+                values.pop(replaced, None)
+            values.update(learning_rate=learning_rate, lr_scheduler_type=schedule)
+
+
+@contextlib.contextmanager
+def undone_train(trainer: Trainer) -> Iterator[None]:
+    """For a `train()` that an exception ends before its first step: leaves the Trainer ready for the next one."""
+    before = dict(vars(trainer))
+    try:
+        yield
+    finally:
+        # NEFTune's noise is turned off at the end of a training only.
+        handle = vars(trainer).get("neftune_hook_handle")
+        if handle is not None and handle is not before.get("neftune_hook_handle"):
+            handle.remove()
+        # A second `train` goes on with the model that the first one wrapped; but DeepSpeed's engine is made anew,
+        # around the model as it was.
+        wrapped = {} if trainer.is_deepspeed_enabled else {k: vars(trainer)[k] for k in ("model", "model_wrapped")}
+        vars(trainer).clear()
+        vars(trainer).update(before, **wrapped)
+        # What the events of callbacks are given.
+        trainer.callback_handler.model = trainer.model
+        trainer.callback_handler.optimizer = trainer.optimizer
+        trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
+
+
+class DeepSpeedState:
+    """
+    What DeepSpeed's engine changes, in memory, by the calls of its own `load_checkpoint`: each process keeps its shard
+    of the master weights, from which DeepSpeed makes the weights of the model again.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): with DeepSpeed's engine as its `model_wrapped`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        engine: Any = trainer.model_wrapped
+        self._engine = engine
+        self._optimizer = engine.optimizer
+        # Numbers only: what is None now may be an object by then that others refer to.
+        self._counters = [
+            (owner, {k: v for k, v in vars(owner).items() if isinstance(v, (bool, int, float))})
+            for owner in (engine, self._optimizer)
+        ]
+        # With an optimizer in its config the engine steps the scheduler itself; a trial sets its own rates.
+        self._scheduler, engine.lr_scheduler = engine.lr_scheduler, None
+        state = self._optimizer.state_dict()
+        self._scaler = copy.deepcopy(state.pop("loss_scaler", None))
+        self._saved = _to_host(state)
+
+    def reset(self) -> None:
+        """Put parameters and optimizer back, and drop the gradients. Collective. The loss scale stays."""
+        optimizer = self._optimizer
+        if hasattr(optimizer, "checkpoint_event_prologue"):
+            optimizer.checkpoint_event_prologue()
+        # Tensors of the state become the optimizer's own, so it gets a copy.
+        state = {**copy.deepcopy(self._saved), "loss_scaler": optimizer.loss_scaler}
+        rank = torch.distributed.get_rank(optimizer.dp_process_group)
+        optimizer.load_state_dict({rank: state}, load_from_fp32_weights=True)
+        if hasattr(optimizer, "update_lp_params"):
+            # ZeRO-1 and 2: the model's own weights, from the master weights of all processes.
+            optimizer.update_lp_params()
+        if hasattr(optimizer, "checkpoint_event_epilogue"):
+            optimizer.checkpoint_event_epilogue()
+        optimizer.zero_grad(set_to_none=True)
+        # What a step leaves behind that an exception ends between two micro-batches.
+        for name in ("averaged_gradients", "all_grad_tensors"):
+            gradients = getattr(optimizer, name, {})
+            gradients.update(dict.fromkeys(gradients))
+        for owner, values in self._counters:
+            vars(owner).update(values)
+
+    def close(self) -> None:
+        """Put the loss scale and the scheduler back."""
+        self._optimizer.loss_scaler = self._scaler
+        self._engine.lr_scheduler = self._scheduler
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {k: _to_host(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_host(v) for v in value)
+    return copy.deepcopy(value)

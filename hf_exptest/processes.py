@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 
 def mean_over_processes(values: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
@@ -26,6 +27,13 @@ def fewest_over_processes(count: int, accelerator: Accelerator) -> int:
     if accelerator.num_processes == 1:
         return count
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).min())
+
+
+def same_on_all(value: Any, accelerator: Accelerator) -> Any:
+    """The main process's `value`, which it may have from a file that is on its machine alone."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
 
 
 def check_agreement(state: Any, accelerator: Accelerator | None, when: str) -> None:

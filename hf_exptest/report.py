@@ -10,37 +10,25 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .config import ExpTestConfig
-from .controller import DETECT, TUNE, schedule_bounds
 from .search import LearningRateSearch
-from .stage import Trial
+from .trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito); and nothing is told by colour alone.
-_BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILLION = "black", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
-# Colour, marker, line style and explanation of each kind of decision.
-_DECISIONS = {
-    "start": (_BLACK, ">", ":", "start"),
-    "detected": (_BLUE, "^", "-.", "detected: loss decays exponentially"),
-    "continue": (_GREEN, "o", ":", "continue: loss still falls"),
-    "decay": (_VERMILLION, "v", "--", "decay: test failed, rate lowered"),
-}
-# Colour of each phase.
-_PHASES = {"warm-up": _ORANGE, DETECT: _BLUE, TUNE: _SKY, "cool-down": "gray"}
-# A band narrower than this share of the run has no room for its name.
-_NARROW = 0.05
+logger = logging.get_logger(__name__)
+
 _VERDICTS = {
     ("exponential_decay", True): "loss decays exponentially",
     ("exponential_decay", False): "loss does not decay exponentially",
@@ -48,13 +36,20 @@ _VERDICTS = {
     ("slope", False): "loss no longer falls",
     ("divergence", False): "loss is not finite, so the weights may be lost",
 }
+# Where the starting rate is from, by the history's word for it, and by ours for a rate that is not in the history.
+_SOURCES = {
+    "search": "the learning rate that a search found",
+    "training_arguments": "TrainingArguments.learning_rate",
+    "optimizer": "the optimizer's own learning rate",
+    "first_update_bound": "the upper bound along the first update",
+    "checkpoint": "the learning rate of a checkpoint",
+    "given": "the given learning rate",
+}
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
 REPORT_VERSION = 3
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
-# A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.
-_AXIS_REACH = 30
 _ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "left_out", "decision"}
 
 
@@ -67,7 +62,7 @@ class Report:
         config ([`ExpTestConfig`]): the settings.
         num_training_steps (`int`): length of the run in optimizer steps.
         history (`list[dict]`): the decisions, see [`ExpTestController`].
-        search ([`LearningRateSearch`] or `None`): how the starting rate was found.
+        search ([`LearningRateSearch`] or `None`): the trials, whether or not they led to a rate.
         steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
 
     Example:
@@ -77,9 +72,10 @@ class Report:
         >>> callback = ExpTestCallback(learning_rate=0.03)
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
         >>> result = trainer.train()
+        ExpTest: step 45: loss no longer falls ...
         >>> report = Report.load(args.output_dir)
-        >>> report.starting_rate, len(report.losses)
-        (0.03, 150)
+        >>> report.starting_rate, report.rate_source, len(report.losses)
+        (0.03, 'given', 150)
         >>> report.plot().figure.savefig("exptest.pdf")
     """
 
@@ -93,11 +89,32 @@ class Report:
 
     @property
     def starting_rate(self) -> float:
-        """The rate that a later run can start from."""
-        if self.search is not None:
-            return self.search.learning_rate
-        given = self.config.learning_rate
-        return float(self.history[0]["learning_rate"] if given is None else given)
+        """The rate that training started from."""
+        return self._start[0]
+
+    @property
+    def rate_source(self) -> str:
+        """Where it is from: "search", "training_arguments", "first_update_bound", "checkpoint" or "given"."""
+        return self._start[1]
+
+    @property
+    def _start(self) -> tuple[float, str]:
+        if self.history and self.history[0]["decision"] == "start":
+            return self.history[0]["learning_rate"], self.history[0]["test"]
+        if self.config.learning_rate is None:
+            raise ValueError("The report does not say what learning rate training started from.")
+        return self.config.learning_rate, "given"
+
+    def rate_at(self, step: int) -> float:
+        """The rate in force after `step` steps, before warm-up and cool-down."""
+        decided = [float(entry["learning_rate"]) for entry in self.history if entry["step"] <= step]
+        return decided[-1] if decided else self.starting_rate
+
+    @property
+    def smoothed_losses(self) -> list[float]:
+        """Centred moving average over a twentieth of the losses; at the ends, over those that are there."""
+        reach = round(_SMOOTHING * len(self.losses) / 2)
+        return [float(np.mean(self.losses[max(0, i - reach) : i + reach + 1])) for i in range(len(self.losses))]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """
@@ -113,23 +130,32 @@ class Report:
         Returns:
             `matplotlib.axes.Axes`: of the loss; its `.figure` has the other panels.
         """
-        return _plot_run(self)[1] if ax is None else _plot_loss(self, ax)
+        from .figure import plot_loss, plot_run
+
+        return plot_run(self) if ax is None else plot_loss(self, ax)
 
     def summary(self) -> str:
-        """The text of [`summary`]."""
-        return summary(self.history, self.search)
+        """
+        Say in plain text why the learning rate is what it is.
+
+        Returns:
+            `str`: the starting rate and its source, the search (bound, each trial, cost), then one line a decision.
+        """
+        return "\n".join([_start_sentence(self), *_search_lines(self), *_decision_lines(self.history)])
 
     def save(self, folder: str | Path) -> None:
-        """Write `exptest.json`."""
+        """Write `exptest.json`, in place of an older one."""
         values = {"version": REPORT_VERSION, **_plain(dataclasses.asdict(self))}
-        Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, indent=1, allow_nan=False) + "\n"
-        Path(folder, REPORT_NAME).write_text(text, encoding="utf-8")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _replace(Path(folder, REPORT_NAME), lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_figure(self, folder: str | Path) -> None:
-        """Write `exptest.png`, if matplotlib is installed and anything was logged."""
+        """Write `exptest.png`, in place of an older one, if matplotlib is installed and anything was logged."""
         if self.steps and importlib.util.find_spec("matplotlib") is not None:
-            draw(self, Path(folder, FIGURE_NAME))
+            from .figure import draw
+
+            _replace(Path(folder, FIGURE_NAME), lambda path: draw(self, path))
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -141,13 +167,55 @@ class Report:
         """
         path = Path(folder, REPORT_NAME)
         if not path.is_file():
-            raise ValueError(
-                f"{str(folder)!r} has no {REPORT_NAME}; it is written at the end of a training with ExpTest."
-            )
+            raise ValueError(f"{str(folder)!r} has no {REPORT_NAME}; ExpTest writes it when a training saves or ends.")
         try:
             return _report(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def write(report: Report, folder: str | Path, with_figure: bool) -> None:
+    """
+    Leave `exptest.json` and, `with_figure`, `exptest.png` in `folder`.
+
+    Whatever goes wrong costs a warning each: no training is lost to its report.
+    """
+    _try(report.save, Path(folder, REPORT_NAME))
+    if with_figure:
+        _try(report.save_figure, Path(folder, FIGURE_NAME))
+
+
+def _try(save: Callable[[Path], None], path: Path) -> None:
+    try:
+        save(path.parent)
+    except Exception as error:
+        logger.warning(f"ExpTest could not write {str(path)!r}: {type(error).__name__}: {error}")
+
+
+def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write beside `path`, then move it there, so that a disk which is full half-way destroys no older file."""
+    new = path.with_name(f".{path.name}")
+    try:
+        write_to(new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def search_to_dict(search: LearningRateSearch) -> dict[str, Any]:
+    """A search in values that JSON has."""
+    values: dict[str, Any] = _plain(dataclasses.asdict(search))
+    return values
+
+
+def search_from_dict(values: dict[str, Any]) -> LearningRateSearch:
+    """The inverse of `search_to_dict`."""
+    trials = [
+        Trial(**{**trial, "curve": _floats(trial["curve"]), "end_losses": _floats(trial["end_losses"])})
+        for trial in values["trials"]
+    ]
+    untouched = _floats(values["untouched_losses"])
+    return LearningRateSearch(**{**values, "trials": trials, "untouched_losses": untouched})
 
 
 def _report(values: dict[str, Any]) -> Report:
@@ -155,20 +223,19 @@ def _report(values: dict[str, Any]) -> Report:
     version = values.pop("version", None)
     if version != REPORT_VERSION:
         raise ValueError(f"it has version {version!r}; this release reads version {REPORT_VERSION}.")
-    if values["search"] is not None:
-        trials = [
-            Trial(**{**trial, "curve": _floats(trial["curve"]), "end_losses": _floats(trial["end_losses"])})
-            for trial in values["search"]["trials"]
-        ]
-        values["search"] = LearningRateSearch(**{**values["search"], "trials": trials})
+    values["config"] = ExpTestConfig.from_dict(values["config"])
     values["losses"] = _floats(values["losses"])
-    report = Report(**{**values, "config": ExpTestConfig.from_dict(values["config"])})
+    if values["search"] is not None:
+        values["search"] = search_from_dict(values["search"])
+    report = Report(**values)
     lengths = [len(report.steps), len(report.losses), len(report.learning_rates)]
     if len(set(lengths)) > 1:
         raise ValueError(f"it has {lengths} steps, losses and learning rates; they belong together.")
     for entry in report.history:
         if not _ENTRY_KEYS <= entry.keys():
             raise ValueError(f"its history lacks {sorted(_ENTRY_KEYS - entry.keys())} in {entry}.")
+    if report.rate_source not in _SOURCES:
+        raise ValueError(f"it has a learning rate from {report.rate_source!r}, not one of {sorted(_SOURCES)}.")
     return report
 
 
@@ -222,162 +289,54 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
     return values
 
 
-def phases(report: Report) -> list[tuple[str, float, float]]:
-    """Name, first step and last step of each phase; between warm-up and cool-down, of each window."""
-    start, end = schedule_bounds(report.config, report.num_training_steps)
-    spans: list[tuple[str, float, float]] = [("warm-up", 0, start)]
-    phase = DETECT if report.config.window is None else TUNE
-    for entry in report.history:
-        if entry["decision"] == "start":
-            phase = entry["phase"]
-        elif start < entry["step"] <= end:
-            spans.append((entry["phase"], spans[-1][2], entry["step"]))
-            phase = TUNE if entry["decision"] == "detected" else entry["phase"]
-    spans += [(phase, spans[-1][2], end), ("cool-down", end, report.num_training_steps)]
-    return [span for span in spans if span[1] < span[2]]
-
-
-def draw(report: Report, path: str | Path) -> None:
-    """Write the figure to a file, in the format that its name ends with; needs matplotlib."""
-    from matplotlib import pyplot as plt
-
-    figure, _ = _plot_run(report)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _plot_run(report: Report) -> tuple[Figure, Axes]:
-    """The figure, and in it the axes of the loss."""
-    from matplotlib import pyplot as plt
-
-    if report.search is None:
-        figure, axes = plt.subplot_mosaic([["loss"], ["rate"]], figsize=(7, 5), layout="constrained")
-    else:
-        figure, axes = plt.subplot_mosaic(
-            [["search", "loss"], ["search", "rate"]], figsize=(11, 5), width_ratios=[2, 3], layout="constrained"
-        )
-        axes["search"].set_prop_cycle(color=[_BLUE, _VERMILLION], linestyle=["-", "--"])
-        report.search.plot(axes["search"])
-        axes["search"].set_title("Before training: short rehearsals at each rate")
-        _label_rates(axes["search"].xaxis)
-    loss_axes, rate_axes = axes["loss"], axes["rate"]
-    _plot_loss(report, loss_axes).set_xlabel("")
-    loss_axes.set_title("Training", pad=22)
-    loss_axes.tick_params(labelbottom=False)
-    _plot_rate(report, rate_axes)
-    rate_axes.sharex(loss_axes)
-    return figure, loss_axes
-
-
-def _plot_loss(report: Report, ax: Axes) -> Axes:
-    ax.plot(report.steps, report.losses, color="gray", linewidth=0.8, label="loss")
-    ax.plot(report.steps, smoothed(report.losses), color=_BLACK, linewidth=2.2, label="loss, smoothed")
-    _mark_schedule(report, ax)
-    for kind, (color, marker, _, label) in _DECISIONS.items():
-        steps = [entry["step"] for entry in report.history if entry["decision"] == kind]
-        if steps:
-            # On the upper edge, where they hide no curve.
-            ax.plot(
-                steps,
-                [1] * len(steps),
-                color=color,
-                marker=marker,
-                markersize=9,
-                linestyle="",
-                transform=ax.get_xaxis_transform(),
-                clip_on=False,
-                zorder=3,
-                label=label,
-            )
-    named = phases(report)
-    for name in _PHASES:
-        edges = [edge for phase, *span in named if phase == name for edge in span]
-        if edges and edges[-1] - edges[0] > _NARROW * report.num_training_steps:
-            ax.annotate(
-                name if name in ("warm-up", "cool-down") else name.upper(),
-                ((edges[0] + edges[-1]) / 2, 1),
-                (0, 7),
-                xycoords=ax.get_xaxis_transform(),
-                textcoords="offset points",
-                ha="center",
-                fontsize="small",
-            )
-    ax.set(xlabel="step", ylabel="training loss", xlim=(0, report.num_training_steps))
-    ax.legend(fontsize="small")
-    return ax
-
-
-def _plot_rate(report: Report, ax: Axes) -> None:
-    # In steps, so that a decay between two logged steps shows as a fall, not as a slope.
-    ax.plot(report.steps, report.learning_rates, color=_BLACK, linewidth=2.2, drawstyle="steps-pre")
-    _mark_schedule(report, ax)
-    ax.set(yscale="log", xlabel="step", ylabel="learning rate")
-    _label_rates(ax.yaxis)
-    lowest = min(entry["learning_rate"] for entry in report.history) if report.history else report.starting_rate
-    ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / _AXIS_REACH))
-
-
-def _label_rates(axis: Axis) -> None:
-    """Label 1, 2 and 5 of each decade, in figures that can be typed in again."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _mark_schedule(report: Report, ax: Axes) -> None:
-    """Shade the phases, and draw a line at each decision."""
-    for name, start, end in phases(report):
-        ax.axvspan(start, end, facecolor=(_PHASES[name], 0.2), edgecolor="gray", linewidth=0.6, zorder=0)
-    for entry in report.history:
-        color, _, style, _ = _DECISIONS[entry["decision"]]
-        ax.axvline(entry["step"], color=color, linewidth=1.2, linestyle=style, zorder=1)
-
-
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Centred moving average over a twentieth of the points; at the ends, over the points that are there."""
-    reach = round(_SMOOTHING * len(losses) / 2)
-    return [float(np.mean(losses[max(0, i - reach) : i + reach + 1])) for i in range(len(losses))]
-
-
-def summary(history: Sequence[dict[str, Any]], search: LearningRateSearch | None = None) -> str:
-    """
-    Say in plain text why the learning rate is what it is.
-
-    Args:
-        history (`Sequence[dict]`): the decisions, from `ExpTestCallback.history` or `ExpTestScheduler.history`.
-        search ([`LearningRateSearch`], *optional*): from `ExpTestCallback.search`.
-
-    Returns:
-        `str`: the search (its bound, each rehearsal, the rate found, its cost), then one line a decision.
-    """
-    return "\n".join([*_search_lines(search), *_decision_lines(history)])
-
-
-def _search_lines(search: LearningRateSearch | None) -> list[str]:
+def _start_sentence(report: Report) -> str:
+    """Which rate was used, and whether a search found it."""
+    search, source = report.search, report.rate_source
+    started = f"Training started from {_SOURCES[source]}, {report.starting_rate:.3g}"
     if search is None:
-        return ["The learning rate was not searched for."]
-    lengths = " and ".join(str(length) for length in sorted({trial.num_steps for trial in search.trials}))
-    lines = [
-        f"ExpTest found the learning rate {search.learning_rate:.3g} before the first step.",
-        f"It rehearsed short runs from the same weights, beginning at the upper bound {search.upper_bound:.3g}:",
-        "    learning rate   steps   loss on held-out batches",
-    ]
+        return f"{started}." if source == "search" else f"{started}: there was no search."
+    if search.is_conclusive:
+        found = f"ExpTest found the learning rate {search.learning_rate:.3g} before the first step."
+        return found if source == "search" else f"{found} {started}."
+    num_rates = len({trial.learning_rate for trial in search.trials})
+    failure = f"ExpTest tried {num_rates} learning rates and found none that lowers the loss on held-out batches"
+    return f"{failure}. {started}."
+
+
+def _search_lines(report: Report) -> list[str]:
+    search = report.search
+    if search is None:
+        return []
     return [
-        *lines,
-        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in _search_rows(search)),
-        f"The best rates of {lengths} steps, carried on to the length of the run, give {search.learning_rate:.3g}.",
-        f"The search took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was.",
+        _trials_sentence(search),
+        "    learning rate   steps   loss on held-out batches",
+        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in _trial_rows(search)),
+        *_result_sentences(search),
     ]
 
 
-def _search_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
-    """Rate, length and outcome of each rehearsal, the short ones first, and of none."""
+def _trials_sentence(search: LearningRateSearch) -> str:
+    return f"It tried short runs from the same weights, beginning at the upper bound {search.upper_bound:.3g}:"
+
+
+def _trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
+    """Rate, length and outcome of each trial, the short ones first, and of none."""
     trials = sorted(search.trials, key=lambda trial: (trial.num_steps, -trial.learning_rate))
     ends = [f"{trial.end_loss:.4f}" if np.isfinite(trial.end_loss) else "diverged" for trial in trials]
     rows = [(f"{trial.learning_rate:.2e}", str(trial.num_steps), end) for trial, end in zip(trials, ends, strict=True)]
     return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
+
+
+def _result_sentences(search: LearningRateSearch) -> list[str]:
+    """What the trials led to, and what they cost."""
+    lengths = " and ".join(str(length) for length in sorted({trial.num_steps for trial in search.trials}))
+    result = (
+        f"The best rates of {lengths} steps, carried on to the length of the run, give {search.learning_rate:.3g}."
+    )
+    cost = (
+        f"The search took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was."
+    )
+    return [result, cost] if search.is_conclusive else [cost]
 
 
 def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
@@ -386,37 +345,45 @@ def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
     return ["Decisions:", *(f"    {line}" for line in descriptions(history))]
 
 
+def card_schedule(config: ExpTestConfig) -> str:
+    """What a model card says in the place of `lr_scheduler_type`."""
+    return f"ExpTest, warm-up {config.warmup:.0%}, cool-down {config.cooldown:.0%} of the steps"
+
+
 def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
     """
-    The text of a model card, with ExpTest's section and with its learning rate among the hyper-parameters.
+    The text of a model card, with ExpTest's section and with what it used among the hyper-parameters.
 
     Args:
-        card (`str`): as `Trainer.create_model_card` wrote it; TRL's has no hyper-parameters.
+        card (`str`): as `Trainer.create_model_card` wrote it, or that of Sentence Transformers, whose hyper-parameters
+            are in backticks; TRL's has none.
         report ([`Report`]): what the section tells.
         has_figure (`bool`): whether `exptest.png` lies beside the card.
     """
-    schedule = f"ExpTest, warm-up {report.config.warmup:.0%}, cool-down {report.config.cooldown:.0%} of the steps"
-    card = re.sub(r"^- learning_rate: .*$", f"- learning_rate: {report.starting_rate}", card, flags=re.MULTILINE)
-    card = re.sub(r"^- lr_scheduler_type: .*$", f"- lr_scheduler_type: {schedule}", card, flags=re.MULTILINE)
-    card = re.sub(r"^- lr_scheduler_warmup_steps: .*\n", "", card, flags=re.MULTILINE)
-    text, heading, rest = card.partition("### Framework versions\n")
-    return f"{text.rstrip()}\n\n{_card_section(report, has_figure)}\n\n{heading}{rest}"
+    for name, value in (("learning_rate", report.starting_rate), ("lr_scheduler_type", card_schedule(report.config))):
+        card = re.sub(rf"^- (`?){name}\1: .*$", rf"- \1{name}\1: {value}", card, flags=re.MULTILINE)
+    # These belong to the scheduler that ExpTest replaces.
+    replaced = r"(lr_scheduler_)?warmup_(steps|ratio)|lr_scheduler_kwargs"
+    card = re.sub(rf"^- (`?)({replaced})\1: .*\n", "", card, flags=re.MULTILINE)
+    heading = re.search(r"^### Framework versions$", card, flags=re.MULTILINE | re.IGNORECASE)
+    place = len(card) if heading is None else heading.start()
+    return f"{card[:place].rstrip()}\n\n{_card_section(report, has_figure)}\n\n{card[place:]}"
 
 
 def _card_section(report: Report, has_figure: bool) -> str:
-    link = "[ExpTest](https://arxiv.org/abs/2411.16975)"
-    search = report.search
-    if search is None:
-        parts = [f"{link} set the learning rate, beginning at {report.starting_rate:.2g}."]
-    else:
-        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_search_rows(search)]
-        parts = [
-            f"{link} found the learning rate {search.learning_rate:.2g} by short rehearsals from the same weights, in"
-            f" {search.num_steps} steps, beginning at the upper bound {search.upper_bound:.2g}:",
+    parts = [
+        "### Learning rate",
+        f"Set by [ExpTest](https://arxiv.org/abs/2411.16975). {_start_sentence(report)}",
+    ]
+    if report.search is not None:
+        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_trial_rows(report.search)]
+        parts += [
+            _trials_sentence(report.search),
             "\n".join(f"| {' | '.join(row)} |" for row in table),
+            " ".join(_result_sentences(report.search)),
         ]
     if report.history:
         parts.append("\n".join(f"- {line}" for line in descriptions(report.history)))
     if has_figure:
-        parts.append(f"![Rehearsals, loss, learning rate and decisions]({FIGURE_NAME})")
-    return "\n\n".join(["### Learning rate", *parts])
+        parts.append(f"![Trials, loss, learning rate and decisions]({FIGURE_NAME})")
+    return "\n\n".join(parts)

@@ -2,73 +2,170 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Run a training script as it is, with ExpTest's flags added to its own.
+Run a training script as it is, with ExpTest.
+
+Before the script, the switch turns ExpTest on for every Trainer that the script makes, whatever arguments it has:
+
+    python -m hf_exptest.run --exptest their_script.py ...
+    accelerate launch -m hf_exptest.run --exptest their_script.py ...
+    torchrun --nproc_per_node 2 -m hf_exptest.run --exptest their_script.py ...
+
+After the script, it is for the script to read, with `HfArgumentParser` and `TrainingArguments` (or a subclass, such as
+TRL's `SFTConfig`). `"exptest": true` in the script's own config file is read so too. Beside a config file that is the
+script's one argument, the launcher takes the flags itself:
 
     python -m hf_exptest.run their_script.py --exptest ...
-    accelerate launch -m hf_exptest.run their_script.py --exptest ...
-    torchrun --nproc_per_node 2 -m hf_exptest.run their_script.py --exptest ...
+    python -m hf_exptest.run their_script.py config.json --exptest
 
-For scripts that read `TrainingArguments` (or a subclass, such as TRL's `SFTConfig`) with `HfArgumentParser` and make a
-`Trainer` from them. `--exptest` turns ExpTest on; without it the script runs as ever. `--exptest_alpha`,
-`--exptest_beta`, `--exptest_learning_rate` and `--exptest_preset` are described by the script's own `--help`.
+With `--exptest` go, in the same place, `--exptest_alpha`, `--exptest_beta`, `--exptest_learning_rate` and
+`--exptest_preset`, which the script's own `--help` describes. Without `--exptest` the script runs as ever.
+
+A command that starts new processes (`trl sft`, `accelerate launch their_script.py`, `llamafactory-cli` with
+FORCE_TORCHRUN=1) leaves the launcher behind. Let it start the launcher, as above, or launch the script that it starts:
+
+    python -m hf_exptest.run --exptest "$(python -c 'import trl.scripts.sft as s; print(s.__file__)')" ...
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
+import os
 import runpy
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import transformers
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import HfArgumentParser, Trainer
 
 from .callback import ExpTestCallback
-from .internals import find_trainer
-from .training_args import ExpTestSeq2SeqTrainingArguments, ExpTestTrainingArguments
+from .training_args import ExpTestArgumentsMixin, add_flags_in_place
+
+_USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...]] script.py ..."
+_CONFIGS = (".json", ".yaml", ".yml")
 
 
-class FlagCallback(TrainerCallback):
-    """Gives a new Trainer its [`ExpTestCallback`], if its arguments ask for one and the script has not."""
-
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        trainer = find_trainer(self)
-        if trainer is None or not getattr(args, "exptest", False):
-            return
-        if any(isinstance(callback, ExpTestCallback) for callback in trainer.callback_handler.callbacks):
-            return
-        callback = ExpTestCallback.from_args(args)  # type: ignore[arg-type]
-        trainer.add_callback(callback)
-        callback.set_trainer(trainer)
+def split_at_script(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The launcher's own flags with their values, and the script with its arguments."""
+    i = 0
+    while i < len(arguments) and arguments[i].startswith("-"):
+        has_value = arguments[i] not in ("--exptest", "-h", "--help") and "=" not in arguments[i]
+        i += 2 if has_value else 1
+    return arguments[:i], arguments[i:]
 
 
-def install() -> None:
-    """Replace transformers' argument classes by those with the flags, and add `FlagCallback` to every new Trainer."""
-    for module in (transformers, transformers.training_args):
-        vars(module)["TrainingArguments"] = ExpTestTrainingArguments
-    for module in (transformers, transformers.training_args_seq2seq):
-        vars(module)["Seq2SeqTrainingArguments"] = ExpTestSeq2SeqTrainingArguments
-    defaults: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
-    if FlagCallback not in defaults:
-        defaults.append(FlagCallback)
+def parse_flags(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Those of ExpTest's flags that are given, by name, and the arguments that are none."""
+    dataclass_type: Any = ExpTestArgumentsMixin
+    parser = HfArgumentParser(dataclass_type, prog="hf_exptest.run", usage=_USAGE, add_help=False, allow_abbrev=False)
+    # Set already, so that argparse leaves the defaults out.
+    unset = argparse.Namespace(**dict.fromkeys(field.name for field in fields(ExpTestArgumentsMixin)))
+    namespace, others = parser.parse_known_args(arguments, unset)
+    flags = {name: value for name, value in vars(namespace).items() if value is not None}
+    try:
+        ExpTestArgumentsMixin(**flags).exptest_config()
+    except ValueError as error:
+        parser.error(str(error))
+    return flags, others
+
+
+def own_flags(arguments: list[str]) -> dict[str, Any]:
+    """The flags among `arguments`, which stand before the script."""
+    flags, unknown = parse_flags(arguments)
+    if unknown:
+        names = ", ".join(f"--{field.name}" for field in fields(ExpTestArgumentsMixin))
+        sys.exit(
+            f"hf_exptest.run: {unknown[0]!r} is not a flag of the launcher, which has {names}; flags of the script"
+            f" come after it; usage: {_USAGE}"
+        )
+    if arguments and not flags.get("exptest"):
+        sys.exit(f"hf_exptest.run: {arguments[0]!r} before the script needs --exptest there too; usage: {_USAGE}")
+    return flags
+
+
+def take_from_config(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """
+    The flags that stand beside a config file and nothing else, and the arguments that are left for the script.
+
+    A script looks for a config file only where it is the one argument.
+    """
+    configs = [argument for argument in arguments if argument.endswith(_CONFIGS)]
+    others = [argument for argument in arguments if argument not in configs]
+    if len(configs) == 1 and others:
+        flags, unknown = parse_flags(others)
+        if not unknown:
+            return flags, configs
+    return {}, arguments
+
+
+def install(flags: dict[str, Any]) -> list[type]:
+    """
+    Let every new Trainer use ExpTest whose arguments ask for it; all arguments have `flags`, whatever they say.
+
+    Returns:
+        `list[type]`: gets the class of each Trainer that uses it.
+    """
+    add_flags_in_place(flags)
+    users: list[type] = []
+    init: Any = Trainer.__init__
+
+    @functools.wraps(init)
+    def init_with_exptest(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        init(trainer, *args, **kwargs)
+        training_args: Any = trainer.args
+        has_callback = any(isinstance(callback, ExpTestCallback) for callback in trainer.callback_handler.callbacks)
+        if training_args.exptest and not has_callback:
+            callback = ExpTestCallback.from_args(training_args)
+            trainer.add_callback(callback)
+            callback.set_trainer(trainer)
+        if training_args.exptest or has_callback:
+            users.append(type(trainer))
+
+    Trainer.__init__ = init_with_exptest  # type: ignore[assignment, method-assign]
+    return users
+
+
+def warn_if_unused(users: list[type], flags: dict[str, Any], arguments: list[str]) -> None:
+    """Say so where the flags turned nothing on."""
+    script, *rest = arguments
+    is_asked = bool(flags) or any(argument.startswith("--exptest") for argument in rest)
+    if users or not is_asked or os.environ.get("RANK", "0") != "0":
+        return
+    if flags.get("exptest"):
+        reason = (
+            "made no Trainer in this process. A command that starts new ones leaves the launcher behind; let it start"
+            " the launcher: accelerate launch -m hf_exptest.run --exptest their_script.py ..."
+        )
+    else:
+        reason = f"gave no Trainer the flag. Put it before the script: python -m hf_exptest.run --exptest {script} ..."
+    print(f"hf_exptest.run: warning: ExpTest was not turned on: {script!r} {reason}", file=sys.stderr)
 
 
 def main() -> None:
-    """Run the script in `sys.argv[1]` with the arguments after it."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    """Run the script in `sys.argv` with the arguments after it."""
+    own, arguments = split_at_script(sys.argv[1:])
+    if {"-h", "--help"} & set(own) or not (own or arguments):
         print(__doc__)
-        sys.exit(0 if arguments else 2)
-    script = Path(arguments[0])
-    if not script.is_file():
-        sys.exit(f"hf_exptest.run: there is no script {str(script)!r}; usage: python -m hf_exptest.run script.py ...")
-    install()
-    sys.argv = arguments
+        sys.exit(0 if own else 2)
+    flags = own_flags(own)
+    if not arguments:
+        sys.exit(f"hf_exptest.run: there is no script after {own[-1]!r}; usage: {_USAGE}")
+    script, *rest = arguments
+    if not Path(script).is_file():
+        sys.exit(f"hf_exptest.run: there is no script {script!r}; usage: {_USAGE}")
+    beside_config, rest = take_from_config(rest)
+    flags |= beside_config
+    sys.argv = [script, *rest]
+    users = install(flags)
     # As `python script.py` would: the script may import its neighbours.
-    sys.path[0] = str(script.resolve().parent)
-    runpy.run_path(str(script), run_name="__main__")
+    sys.path[0] = str(Path(script).resolve().parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit:
+        warn_if_unused(users, flags, arguments)
+        raise
+    warn_if_unused(users, flags, arguments)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class ExpTestScheduler(LRScheduler):
 
     Args:
         optimizer (`torch.optim.Optimizer`):
-            Its first group's `lr` is the starting rate unless `config.learning_rate` is set.
+            The `lr` of its first group is the starting rate unless `config.learning_rate` is set. Groups with `lr=0`
+            stay frozen, and the first of the others counts as the first.
         config ([`ExpTestConfig`], *optional*): the settings.
         num_training_steps (`int`, *optional*):
             Number of optimizer steps of the whole run. Needed unless the config is [`ExpTestConfig.paper`]'s.
@@ -47,9 +48,10 @@ class ExpTestScheduler(LRScheduler):
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
         learning_rate (`float`): the rate of the first group, before warm-up and cool-down.
+        search (`dict` or `None`): how the starting rate was found, in plain values, which checkpoints keep.
 
     Raises:
-        `ValueError`: for an optimizer that sets its own rates, or a first group without a positive `lr`.
+        `ValueError`: for an optimizer that sets its own rates, or none of whose groups has a positive `lr`.
         `RuntimeError`: naming the ranks, on all processes alike, if these differ in settings or in a decision.
 
     Example:
@@ -86,11 +88,12 @@ class ExpTestScheduler(LRScheduler):
         self._accelerator = accelerator
         self._pending: float | torch.Tensor | None = None
         self._buffer: list[float | torch.Tensor] = []
+        self.search: dict[str, Any] | None = None
         super().__init__(optimizer)
         rate = self.config.learning_rate
         self._controller = ExpTestController(
             self.config,
-            float(self.base_lrs[0]) if rate is None else rate,
+            self._reference_rate if rate is None else rate,
             num_training_steps,
             # The paper tests even a given rate; with a budget, a given rate is taken at its word.
             phase=DETECT if rate is None or self.config.window is None else TUNE,
@@ -198,6 +201,16 @@ class ExpTestScheduler(LRScheduler):
         del state["losses"], state["history"]
         check_agreement(state, self._accelerator, f"at step {self._controller.step}")
 
+    @property
+    def is_first_group_frozen(self) -> bool:
+        """Whether the first group has the rate 0, so that the rate which loggers read there says nothing."""
+        return float(self.base_lrs[0]) == 0
+
+    @property
+    def previous_rate(self) -> float:
+        """Rate of the first group that is trained, in the optimizer step before this one."""
+        return self.learning_rate * schedule_factor(self.config, max(0, self.last_epoch - 1), self.num_training_steps)
+
     def get_lr(self) -> list[float | torch.Tensor]:
         """Rates of all groups for the next optimizer step."""
         factor = schedule_factor(self.config, self.last_epoch, self.num_training_steps)
@@ -205,8 +218,13 @@ class ExpTestScheduler(LRScheduler):
 
     def _group_rates(self, rate: float) -> list[float | torch.Tensor]:
         """Rates of all groups if that of the first is `rate`."""
-        first = float(self.base_lrs[0])
-        return [rate * (float(base) / first) for base in self.base_lrs]
+        return [rate * (float(base) / self._reference_rate) for base in self.base_lrs]
+
+    @property
+    def _reference_rate(self) -> float:
+        """Rate that the group by which ExpTest goes was given."""
+        rates = [float(base) for base in self.base_lrs]
+        return rates[reference_group(rates)]
 
     def _initial_step(self) -> None:
         # Called by the base class before there is a controller; the constructor applies the first rates itself.
@@ -228,6 +246,7 @@ class ExpTestScheduler(LRScheduler):
             # For Trainer's own schedulers: a checkpoint also resumes without ExpTest, from the rate that it found.
             "base_lrs": self._group_rates(self._controller.learning_rate),
             "lr_lambdas": [None] * len(self.base_lrs),
+            "search": self.search,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,7 +277,7 @@ class ExpTestScheduler(LRScheduler):
     def _take_over(self, state_dict: dict[str, Any]) -> None:
         self.base_lrs = list(state_dict["base_lrs"])
         given = self.config.learning_rate
-        rate = float(self.base_lrs[0]) if given is None else given
+        rate = self._reference_rate if given is None else given
         self._controller.take_over(self.last_epoch, rate)
         if self._accelerator is None or self._accelerator.is_main_process:
             logger.warning(
@@ -266,11 +285,19 @@ class ExpTestScheduler(LRScheduler):
                 f" goes on with the learning rate {rate:.2g}, which ExpTest tests and lowers where needed."
             )
 
+    def take_over(self, step: int, learning_rate: float) -> None:
+        """Go on at optimizer step `step`, with `learning_rate`, where the state of the steps before is not known."""
+        self.last_epoch = step
+        self._controller.take_over(step, learning_rate)
+        self._agree()
+        self._apply()
+
     def _load_own(self, state_dict: dict[str, Any]) -> None:
         self.base_lrs = list(state_dict["group_lrs"])
         self._controller.load_state_dict(state_dict["controller"])
         self._buffer = list(state_dict["buffer"])
         self._pending = None
+        self.search = state_dict["search"]
         if self._meter is not None:
             self._meter.load_state_dict(state_dict["path"])
 
@@ -301,11 +328,17 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"{name} with relative_step=True sets its own learning rate; pass relative_step=False,"
             " scale_parameter=False and lr=1e-3, say."
         )
-    rate = optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])
-    if rate is None or not float(rate) > 0:
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    if not any(rate is not None and float(rate) > 0 for rate in rates):
         raise ValueError(
-            f"The first parameter group has lr={rate!r}; ExpTest scales all groups with it, so it must be positive."
+            f"The parameter groups have lr={', '.join(map(repr, rates))}; ExpTest scales the rates that they have, so"
+            " at least one must be positive."
         )
+
+
+def reference_group(rates: Sequence[float]) -> int:
+    """The group whose rate ExpTest speaks of: the first that is not frozen by a rate of 0."""
+    return next(i for i, rate in enumerate(rates) if rate > 0)
 
 
 def _trained_parameters(optimizer: Optimizer) -> list[torch.Tensor]:

@@ -1,122 +1,285 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What training changes, kept in host memory, so that a search before the first step leaves nothing behind."""
+"""What training changes, kept in host memory, so that a search leaves nothing behind."""
 
 from __future__ import annotations
 
-import copy
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from .internals import DeepSpeedState
+from .places import Places
+
+logger = logging.get_logger(__name__)
+
+# Frozen tensors, buffers and the like are copied up to this share of what is trained (a teacher that follows the
+# student, and one more), the small ones first, and up to so many bytes in any case: observers, codebooks, queues.
+_MOST_BESIDE_TRAINED = 2
+_SPARE_BYTES = 2**25
+# A larger table of integers is a quantised weight, not a counter: it is not copied, only watched.
+_LARGE_INTEGERS = 2**20
+_NUM_SUMS = 64
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_DEVICES = ("cuda", "xpu", "mps", "npu")
+
+
+class NotRestored(RuntimeError):
+    """The search changed something that it cannot put back."""
 
 
 class Snapshot:
     """
-    Context manager that puts a Trainer back as it was: trained parameters, buffers, optimizer, gradient scaler, random
-    states on every device, and the plain counters of the Trainer. Also after an exception or Ctrl-C.
+    Context manager that puts a Trainer back as it was, also after an exception or Ctrl-C: the parameters of the model
+    and of the optimizer, also those outside the model, buffers, the optimizer, the gradient scaler, random states on
+    every device, and what the user's own objects hold: counters, lists, generators of the data (see [`Places`]).
 
-    Frozen parameters are not copied, so a LoRA model costs megabytes.
+    Each process keeps what it owns: its shard under FSDP2 and DeepSpeed.
+
+    Host memory: a copy of what is trained and of the optimizer's state; and of all else, the small first, up to twice
+    the bytes that are trained plus 32 MiB, so that a teacher that follows the student is among it. The base of a LoRA
+    model is larger and is not copied, so it costs megabytes. What is not copied is watched.
 
     Args:
-        trainer ([`~transformers.Trainer`]): between its `create_optimizer` and its first step.
+        trainer ([`~transformers.Trainer`]): after its `create_optimizer`.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): the Trainer's, whose state is kept too.
+
+    Raises:
+        `NotRestored`: on leaving, naming what has changed without having been copied.
+
+    Attributes:
+        consumable (`list[str]`): data sources and iterators that a search would use up for good.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, callbacks: Sequence[TrainerCallback] = ()) -> None:
         self._trainer = trainer
         self._model = trainer.model_wrapped
-        assert trainer.optimizer is not None
-        # Inside Accelerate's wrapper, whose load_state_dict would move the state by its own rules.
-        self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._callbacks = callbacks
 
     def __enter__(self) -> Snapshot:
-        self._parameters = [(p, _to_host(p)) for p in self._model.parameters() if p.requires_grad]
-        self._buffers = [(b, _to_host(b)) for b in self._model.buffers()]
-        self._optimizer_state = _copy_to_host(self._optimizer.state_dict())
-        scaler = getattr(self._trainer.accelerator, "scaler", None)
-        self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
-        self._random = _random_states()
+        trainer = self._trainer
+        self._random = random_states(trainer.args.device)
         self._modes = [(module, module.training) for module in self._model.modules()]
-        self._counters = {k: copy.deepcopy(v) for k, v in vars(self._trainer).items() if _is_plain(v)}
-        self._sync_gradients = self._trainer.accelerator.gradient_state.sync_gradients
+        self._engine = DeepSpeedState(trainer) if trainer.is_deepspeed_enabled else None
+        self._places = _places(trainer, self._callbacks, whole=self._engine is None)
+        self._tensors = _Tensors(self._places.tensors)
+        # A trial goes on with the scale that the one before it has found.
+        scaler = Places()
+        if getattr(trainer.accelerator, "scaler", None) is not None:
+            scaler.add_attributes("scaler", trainer.accelerator.scaler)
+        self._scaler, self._scaler_tensors = scaler, _Tensors(scaler.tensors)
+        self.consumable = self._places.consumable
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.reset_training()
-        if self._scaler_state is not None:
-            self._trainer.accelerator.scaler.load_state_dict(self._scaler_state)
+        self.reset()
+        if self._engine is not None:
+            self._engine.close()
+        self._scaler.restore()
+        self._scaler_tensors.restore()
         for module, mode in self._modes:
             module.training = mode
-        vars(self._trainer).update(self._counters)
-        self._trainer.accelerator.gradient_state._set_sync_gradients(self._sync_gradients)
-        _set_random_states(self._random)
+        self.check()
+        different = self._tensors.different()
+        if different:
+            logger.warning(f"ExpTest put {_listed(different)} back after its search, but not to the same values.")
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Put parameters and buffers back."""
-        for tensor, saved in self._parameters + self._buffers:
-            tensor.detach().copy_(saved)
-
-    def reset_training(self) -> None:
-        """Put parameters, buffers and optimizer back, and drop the gradients."""
-        self.reset_parameters()
-        self._optimizer.load_state_dict(copy.deepcopy(self._optimizer_state))
-        self._optimizer.zero_grad(set_to_none=True)
+    def reset(self) -> None:
+        """
+        Put everything back but the gradient scaler, and drop the gradients. The random states too, so that every trial
+        draws the same dropout masks.
+        """
+        for module in self._model.modules():
+            # After a forward pass alone, FSDP2 keeps some parameters whole, and would go on with those.
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        self._places.restore()
+        self._tensors.restore()
+        if self._engine is not None:
+            self._engine.reset()
+        self.reset_random()
 
     def reset_random(self) -> None:
-        """Put the random states back, so that every rehearsal draws the same dropout masks."""
-        _set_random_states(self._random)
+        """Put the random states back."""
+        set_random_states(self._random)
+
+    def check(self) -> None:
+        """Raise [`NotRestored`] if something has changed that was not copied."""
+        changed = self._tensors.changed()
+        if changed:
+            raise NotRestored(
+                f"The search has changed {_listed(changed)}, which it did not copy since they are frozen and large, so"
+                " the weights are no longer as they came. Load the model again and give the rate:"
+                " ExpTestCallback(learning_rate=...)."
+            )
+
+
+def _places(trainer: Trainer, callbacks: Sequence[TrainerCallback], whole: bool) -> Places:
+    """Everything of a Trainer that a step, or reading a batch, may change; without parameters if not `whole`."""
+    places = Places()
+    if not whole:
+        for parameter in trainer.model_wrapped.parameters():
+            places.skip(parameter)
+    places.skip(trainer)
+    places.skip(trainer.eval_dataset)
+    places.add("model", trainer.model)
+    data = trainer.train_dataset, trainer.data_collator, trainer.callback_handler.train_dataloader
+    for name, source in zip(("train_dataset", "data_collator", "train_dataloader"), data, strict=True):
+        places.add(name, source, is_data=True)
+    if whole:
+        # Inside Accelerate's wrapper, which has counters of its own.
+        places.add_attributes("accelerated_optimizer", trainer.optimizer)
+        places.add("optimizer", getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    for owner in (trainer, trainer.state, trainer.control):
+        places.add_attributes(type(owner).__name__, owner)
+    for callback in callbacks:
+        places.add(type(callback).__name__, callback)
+    return places
+
+
+@dataclass
+class _Copied:
+    name: str
+    tensor: torch.Tensor
+    saved: torch.Tensor
+    requires_grad: bool
+
+
+@dataclass
+class _Watched:
+    name: str
+    tensor: torch.Tensor
+    mark: tuple[Any, ...]
+
+
+class _Tensors:
+    """Tensors that may change: copies of what is trained and of what is small, and an eye on the rest."""
+
+    def __init__(self, found: Sequence[tuple[str, torch.Tensor]]) -> None:
+        found = [(name, t) for name, t in found if _is_plain(t)]
+        trained = {id(t) for name, t in found if t.requires_grad or name.startswith("optimizer.")}
+        room = _SPARE_BYTES + _MOST_BESIDE_TRAINED * sum(_nbytes(t) for _, t in found if t.requires_grad)
+        self._copied: list[_Copied] = []
+        self._watched: list[_Watched] = []
+        for name, tensor in sorted(found, key=lambda item: (id(item[1]) not in trained, _nbytes(item[1]))):
+            size = _nbytes(tensor)
+            is_weight = not tensor.is_floating_point() and not tensor.is_complex() and size > _LARGE_INTEGERS
+            if id(tensor) not in trained:
+                if is_weight or size > room:
+                    self._watched.append(_Watched(name, tensor, _mark(tensor)))
+                    continue
+                room -= size
+            saved = _local(tensor).detach().to("cpu", copy=True)
+            self._copied.append(_Copied(name, tensor, saved, tensor.requires_grad))
 
     @torch.no_grad()
-    def displacement(self) -> list[torch.Tensor]:
-        """Present parameters minus saved ones, one tensor a trained parameter, on its device."""
-        return [p.detach() - saved.to(p.device) for p, saved in self._parameters]
+    def restore(self) -> None:
+        """Put the values back, and drop the gradients."""
+        for copied in self._copied:
+            _put_back(copied.tensor, copied.saved)
+            if copied.tensor.is_leaf:
+                copied.tensor.requires_grad_(copied.requires_grad)
+                copied.tensor.grad = None
 
-    @torch.no_grad()
-    def move_along(self, direction: list[torch.Tensor], distance: float) -> None:
-        """Set the trained parameters to the saved ones plus `distance * direction`."""
-        for (parameter, saved), d in zip(self._parameters, direction, strict=True):
-            parameter.detach().copy_(saved.to(d.device) + distance * d)
+    def changed(self) -> list[str]:
+        """Names of watched tensors that have changed."""
+        return [watched.name for watched in self._watched if _mark(watched.tensor) != watched.mark]
 
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _copy_to_host(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return _to_host(value)
-    if isinstance(value, dict):
-        return {k: _copy_to_host(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_copy_to_host(v) for v in value]
-    return copy.deepcopy(value)
+    def different(self) -> list[str]:
+        """Names of copied tensors that differ from their copies, bit by bit."""
+        return [copied.name for copied in self._copied if not _is_same(_local(copied.tensor), copied.saved)]
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether `value` is a number, a string, or a container of such: the counters that trainers keep."""
-    if isinstance(value, dict):
-        return all(_is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether values lie in memory one by one; others are not touched."""
+    return tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
 
 
-def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that is in this process: its shard, if it is a `DTensor`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _set_random_states(states: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = states
+def _nbytes(tensor: torch.Tensor) -> int:
+    return _local(tensor).nbytes
+
+
+def _put_back(tensor: torch.Tensor, saved: torch.Tensor) -> None:
+    here = _local(tensor).detach()
+    if here.shape != saved.shape or here.dtype != saved.dtype:
+        # Resized meanwhile, as observers of quantisation-aware training are by their first batch.
+        tensor.data = saved.to(here.device, copy=True)
+    elif not _is_expanded(here):
+        with torch.inference_mode(here.is_inference()):
+            here.copy_(saved)
+    elif not _is_same(here, saved):
+        tensor.data = saved.to(here.device, copy=True)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements share a place in memory, as after `expand`, so that nobody can write to them."""
+    return tensor.nbytes > tensor.untyped_storage().nbytes() or any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+def _is_same(tensor: torch.Tensor, saved: torch.Tensor) -> bool:
+    """Whether all bits are equal, those of NaN too."""
+    values = tensor.detach().to("cpu")
+    if values.shape != saved.shape or values.dtype != saved.dtype:
+        return False
+    return torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (values, saved)))
+
+
+def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """
+    What tells whether a tensor was rebound, resized or given other values: its place, and sums over its bits.
+
+    Not its version: DDP writes every buffer anew in each forward pass, with the values that it has.
+    """
+    here = _local(tensor).detach()
+    if not here.is_contiguous():
+        here = torch.empty(0, dtype=here.dtype, device=here.device).set_(here.untyped_storage())
+    words = here.reshape(-1).view(_INTEGERS.get(here.element_size(), torch.int64))
+    even = len(words) - len(words) % _NUM_SUMS
+    sums = words[:even].view(_NUM_SUMS, -1).sum(1).tolist() if even else []
+    return here.data_ptr(), tuple(tensor.shape), tensor.dtype, sums, int(words[even:].sum())
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """The random states of Python, NumPy and torch, on the CPU, on `device`, and on all others that are there."""
+    on_devices = []
+    for kind in dict.fromkeys((device.type, *_DEVICES)):
+        module: Any = getattr(torch, kind, None)
+        if hasattr(module, "get_rng_state") and module.is_available():
+            one_or_all = "_all" if hasattr(module, "get_rng_state_all") else ""
+            state = getattr(module, f"get_rng_state{one_or_all}")()
+            on_devices.append((getattr(module, f"set_rng_state{one_or_all}"), state))
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_devices
+
+
+def set_random_states(states: tuple[Any, ...]) -> None:
+    """The inverse of [`random_states`]."""
+    python, numpy, cpu, on_devices = states
     random.setstate(python)
     np.random.set_state(numpy)
     torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
+    for set_state, state in on_devices:
+        set_state(state)

@@ -1,73 +1,111 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""One rehearsal: the Trainer's own optimizer steps on cached batches, from the weights of a snapshot."""
+"""Where trials take place: the Trainer's own optimizer steps on a few batches, from the weights of a snapshot."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer
+from accelerate.utils import send_to_device
+from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
 
 from .bounds import ray_bound
 from .config import ExpTestConfig
 from .controller import schedule_factor
+from .internals import (
+    backward_context,
+    call_before_step,
+    clip_gradients,
+    gradient_callbacks,
+    is_out_of_memory,
+    prepare_inputs,
+    quiet,
+    read_batches,
+)
 from .processes import fewest_over_processes, mean_over_processes
-from .scheduler import set_learning_rates
+from .scheduler import reference_group, set_learning_rates
 from .snapshot import Snapshot
 from .statistics import exponential_decay_test
+from .trial import Trial
 
+# What a search keeps of the data: so many optimizer batches, of which these are held out, and so many bytes of them.
+MAX_BATCHES = 64
 NUM_EVAL_BATCHES = 12
-# Adam needs some steps of warm-up to bear a high rate, however long the run: a miniature keeps those of the run, up to
+MAX_BYTES = 2**30
+# Adam needs some steps of warm-up to bear a high rate, however long the run: a trial keeps those of the run, up to
 # this share of its own length.
 _MAX_WARMUP = 0.3
-# A miniature whose loss stays above twice the untouched model's for this many steps will not come back.
+# A trial whose loss is for so many steps above that of the untouched model, by as much as it, does not come back.
 _PATIENCE = 4
+# With fp16 the gradient scaler may skip a few first steps until its scale fits.
+_MAX_SKIPPED = 20
+# So many batches may have no gradient, as those of a margin loss that is zero, before a search gives up.
+_MAX_IDLE_BATCHES = 8
+
+Batch = tuple[list[Any], Any]
 
 
-@dataclass(frozen=True)
-class Trial:
+class NotSearchable(ValueError):
+    """A search would do harm, or cannot be undone."""
+
+
+@contextlib.contextmanager
+def open_stage(trainer: Trainer, config: ExpTestConfig, num_batches: int, progress: Any = None) -> Iterator[Stage]:
     """
-    One rehearsed learning rate.
+    A [`Stage`] inside a running `train()`; afterwards the Trainer is as it was, also after an exception.
 
-    Attributes:
-        learning_rate (`float`): peak rate of the first parameter group.
-        num_steps (`int`): length of the miniature in optimizer steps.
-        times (`list[float]`): accumulated learning rate before each step that was made.
-        curve (`list[float]`): loss of each step minus the untouched model's loss on the same batch.
-        end_losses (`list[float]`): loss after the miniature on each held-out batch; infinite if it diverged.
-        p_value (`float`): exponential test of the curve against accumulated learning rate.
+    Args:
+        trainer ([`~transformers.Trainer`]): with its model prepared and its optimizer made.
+        config ([`ExpTestConfig`]): gives the shape of the schedule.
+        num_batches (`int`): optimizer batches to read, at most; see [`Stage`].
+        progress (`tqdm`, *optional*): moves by one for each step of a trial.
+
+    Raises:
+        `NotSearchable`: naming what cannot be put back, before anything is read or changed.
     """
+    with quiet(trainer) as callbacks, Snapshot(trainer, callbacks) as snapshot:
+        reason = _why_not_searchable(trainer, snapshot)
+        if reason is not None:
+            raise NotSearchable(reason)
+        yield Stage(trainer, snapshot, config, num_batches, gradient_callbacks(callbacks), progress)
 
-    learning_rate: float
-    num_steps: int
-    times: list[float]
-    curve: list[float]
-    end_losses: list[float]
-    p_value: float
 
-    @property
-    def end_loss(self) -> float:
-        """Mean of `end_losses`."""
-        return float(np.mean(self.end_losses))
+def _why_not_searchable(trainer: Trainer, snapshot: Snapshot) -> str | None:
+    if trainer.is_fsdp_enabled and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+        return "FSDP1 flattens the parameters, which cannot be put back; use fsdp_version: 2"
+    dataset = trainer.train_dataset
+    if dataset is not None and _is_one_shot(dataset):
+        return f"train_dataset={type(dataset).__name__} can be read only once"
+    if snapshot.consumable:
+        return f"{snapshot.consumable[0]} can be read only once"
+    return None
+
+
+def _is_one_shot(dataset: Any) -> bool:
+    """Whether `dataset` is an iterator, or gives the same one each time: reading it twice is impossible."""
+    is_stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+    return is_stream and iter(dataset) is iter(dataset)
 
 
 class Stage:
     """
-    Where rehearsals take place: cached batches, and the Trainer's own steps on them.
+    Makes trials, each from the same weights and random states, on the same batches.
 
-    Args:
-        trainer ([`~transformers.Trainer`]): with its model prepared and its optimizer made.
-        snapshot ([`Snapshot`]): entered; every rehearsal begins from it.
-        config ([`ExpTestConfig`]): gives the shape of the schedule.
-        num_batches (`int`): batches to read, of which up to `NUM_EVAL_BATCHES` are held out.
-        progress (`tqdm`, *optional*): moves by one for each step of a rehearsal.
+    The batches are in host memory: at most 64 optimizer batches, and at most 1 GiB of them, whatever the length of the
+    run. Up to `NUM_EVAL_BATCHES` are held out; a trial that is longer than the rest begins them anew. Each use gets a
+    copy, which the user's code may change.
+
+    Use [`open_stage`].
 
     Attributes:
         untouched (`list[float]`): loss of the untouched model on each held-out batch.
@@ -75,7 +113,13 @@ class Stage:
     """
 
     def __init__(
-        self, trainer: Trainer, snapshot: Snapshot, config: ExpTestConfig, num_batches: int, progress: Any = None
+        self,
+        trainer: Trainer,
+        snapshot: Snapshot,
+        config: ExpTestConfig,
+        num_batches: int,
+        callbacks: list[TrainerCallback],
+        progress: tqdm[Any] | None,
     ) -> None:
         self._trainer = trainer
         self._model = trainer.model_wrapped
@@ -84,43 +128,50 @@ class Stage:
         assert trainer.optimizer is not None
         self._optimizer = trainer.optimizer
         self._ratios = _group_ratios(self._optimizer)
+        self._callbacks: list[TrainerCallback] | None = None
+        self._candidates = callbacks
         self._progress = progress
         self.num_steps = 0
-        trainer.accelerator.gradient_state._set_sync_gradients(True)
         batches = _cache_batches(trainer, num_batches)
         num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
         self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
+        self._evaluates_in_training_mode = not self._has_loss_in_eval_mode()
         self.untouched = self._evaluate(self._eval_batches)
         self._untouched_curve = self._evaluate(self._train_batches)
+        # A batch may have no loss at all, so that any would look high beside it.
+        self._scale = float(np.mean(np.abs(self._untouched_curve)))
 
     def bound(self) -> float:
-        """Rate at which the loss along the optimizer's first update is lowest."""
-        self._set_rate(1.0)
-        # With fp16 the gradient scaler may skip a few first steps until its scale fits.
-        for _ in range(20):
-            self._step(self._train_batches[0])
-            direction = self._snapshot.displacement()
-            if any(bool(d.any()) for d in direction):
-                break
-        else:
-            raise ValueError("The optimizer's first update moves no parameter: is anything trainable?")
-        self._snapshot.reset_training()
+        """
+        Rate after whose first step the loss of that batch is lowest, on a coarse ladder.
 
-        def loss_along(distance: float) -> float:
-            self._snapshot.move_along(direction, distance)
-            return self._evaluate(self._train_batches[:1])[0]
+        Raises:
+            `ValueError`: if no first step changes a loss.
+        """
+        order = sorted(range(len(self._train_batches)), key=lambda place: self._untouched_curve[place] == 0)
+        for place in order[:_MAX_IDLE_BATCHES]:
+            batch = self._train_batches[place]
+            if self._loss_after_a_step(1.0, batch) != self._loss_after_a_step(0.0, batch):
+                bound = ray_bound(lambda rate, batch=batch: self._loss_after_a_step(rate, batch))  # type: ignore[misc]
+                self._snapshot.reset()
+                return bound
+        raise ValueError("The optimizer's first step changes no loss: is anything trainable?")
 
-        bound = ray_bound(loss_along)
-        self._snapshot.reset_training()
-        self._snapshot.reset_random()
-        return bound
+    def _loss_after_a_step(self, rate: float, batch: Batch) -> float:
+        self._snapshot.reset()
+        if rate > 0:
+            self._set_rate(rate)
+            for _ in range(_MAX_SKIPPED):
+                self._step(batch)
+                if not self._trainer.accelerator.optimizer_step_was_skipped:
+                    break
+        return self._evaluate([batch])[0]
 
-    def rehearse(self, learning_rate: float, num_steps: int) -> Trial:
-        """One miniature: the whole schedule in `num_steps` steps, then the loss on the held-out batches."""
+    def trial(self, learning_rate: float, num_steps: int) -> Trial:
+        """The whole schedule in `num_steps` steps, then the loss on the held-out batches."""
         if self._progress is not None:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
-        self._snapshot.reset_training()
-        self._snapshot.reset_random()
+        self._snapshot.reset()
         shape = _miniature(self._config, num_steps, self._trainer.state.max_steps)
         curve: list[float] = []
         rates: list[float] = []
@@ -133,7 +184,7 @@ class Stage:
             untouched = self._untouched_curve[place]
             rates.append(rate)
             curve.append(loss - untouched)
-            num_high = num_high + 1 if not loss - untouched < abs(untouched) else 0
+            num_high = 0 if loss - untouched <= max(abs(untouched), self._scale) else num_high + 1
             if not math.isfinite(loss) or num_high >= _PATIENCE:
                 break
             if self._progress is not None:
@@ -148,29 +199,56 @@ class Stage:
     def _set_rate(self, rate: float) -> None:
         set_learning_rates(self._optimizer, [rate * ratio for ratio in self._ratios])
 
-    def _step(self, batch: tuple[list[Any], Any]) -> float:
+    def _step(self, batch: Batch) -> float:
         """One optimizer step as the Trainer makes it; returns the global loss."""
-        micro_batches, num_items = batch
         trainer = self._trainer
+        micro_batches, num_items = self._copy(batch)
         self.num_steps += 1
         trainer.current_gradient_accumulation_steps = len(micro_batches)
-        losses = [trainer.training_step(self._model, micro, num_items) for micro in micro_batches]
-        if trainer.args.max_grad_norm:
-            trainer.accelerator.clip_grad_norm_(self._model.parameters(), trainer.args.max_grad_norm)
+        losses = []
+        for number, micro in enumerate(micro_batches, start=1):
+            with backward_context(trainer, is_last=number == len(micro_batches)):
+                losses.append(trainer.training_step(self._model, micro, num_items))
+        clip_gradients(trainer)
+        if self._callbacks is None:
+            # The first step tells which of them change gradients; what the others do is nobody's business here.
+            self._callbacks = [callback for callback in self._candidates if self._changes_gradients(callback)]
+        elif self._callbacks:
+            call_before_step(trainer, self._callbacks)
         self._optimizer.step()
         self._model.zero_grad()
         return self._reduce([torch.stack([loss.detach().float() for loss in losses]).sum()])[0]
 
+    def _changes_gradients(self, callback: TrainerCallback) -> bool:
+        before = _fingerprint(self._model)
+        call_before_step(self._trainer, [callback])
+        return _fingerprint(self._model) != before
+
+    def _has_loss_in_eval_mode(self) -> bool:
+        """Detection models, for example, return detections there."""
+        self._evaluates_in_training_mode = False
+        try:
+            self._evaluate(self._eval_batches[:1])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        return True
+
     @torch.no_grad()
-    def _evaluate(self, batches: Sequence[tuple[list[Any], Any]]) -> list[float]:
-        """Global loss of the present weights on each batch, without dropout."""
+    def _evaluate(self, batches: Sequence[Batch]) -> list[float]:
+        """Global loss of the present weights on each batch, without dropout where there is a loss without it."""
         trainer = self._trainer
-        self._model.eval()
+        self._model.train(self._evaluates_in_training_mode)
+        if self._evaluates_in_training_mode:
+            # The same dropout masks each time.
+            self._snapshot.reset_random()
         losses = []
-        for micro_batches, num_items in batches:
+        for batch in batches:
+            micro_batches, num_items = self._copy(batch)
             parts = []
             for micro in micro_batches:
-                inputs = trainer._prepare_inputs(micro)
+                inputs = prepare_inputs(trainer, micro)
                 with trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(self._model, inputs, num_items_in_batch=num_items)
                 assert isinstance(loss, torch.Tensor)
@@ -178,6 +256,11 @@ class Stage:
             losses.append(torch.stack(parts).mean() if num_items is None else torch.stack(parts).sum())
         self._model.train()
         return self._reduce(losses)
+
+    def _copy(self, batch: Batch) -> Batch:
+        # The user's training_step gets what the Trainer's loader would give it: batches on the device.
+        copied: Batch = send_to_device(copy.deepcopy(batch), self._trainer.args.device)
+        return copied
 
     def _reduce(self, losses: list[torch.Tensor]) -> list[float]:
         stacked = torch.stack([loss.detach() for loss in losses])
@@ -192,24 +275,39 @@ def _miniature(config: ExpTestConfig, num_steps: int, num_training_steps: int) -
 
 def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
     base = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-    return [rate / base[0] for rate in base]
+    return [rate / base[reference_group(base)] for rate in base]
 
 
-def _cache_batches(trainer: Trainer, num_batches: int) -> list[tuple[list[Any], Any]]:
-    """Read up to `num_batches` optimizer batches: micro-batches, and the number of items in all of them."""
-    loader = trainer.get_train_dataloader()
-    iterator = iter(loader)
-    batches: list[tuple[list[Any], Any]] = []
-    while len(batches) < num_batches:
-        batch = trainer.get_batch_samples(iterator, trainer.args.gradient_accumulation_steps, trainer.args.device)
-        if not batch[0]:
-            break
-        batches.append(batch)
-    if hasattr(loader, "end"):
-        # Accelerate counts a loader as active until its end; this one is left before it.
-        loader.end()
+def _fingerprint(model: torch.nn.Module) -> list[float]:
+    """Sums that tell whether gradients are the same; one copy to the host."""
+    gradients = [p.grad.detach().float() for p in model.parameters() if p.grad is not None]
+    sums = [x for gradient in gradients for x in (gradient.sum(), gradient.square().sum())]
+    return [float(x) for x in torch.stack([x.to(sums[0].device) for x in sums]).tolist()] if sums else []
+
+
+def _cache_batches(trainer: Trainer, num_batches: int) -> list[Batch]:
+    """Read up to `num_batches` optimizer batches into host memory, as far as [`Stage`] keeps them."""
+    batches: list[Batch] = []
+    size = 0
+    with contextlib.closing(read_batches(trainer, min(num_batches, MAX_BATCHES))) as reader:
+        for batch in reader:
+            on_host: Batch = send_to_device(batch, "cpu")
+            size += _nbytes(on_host)
+            if not batches or size <= MAX_BYTES:
+                batches.append(on_host)
+            elif trainer.accelerator.num_processes == 1:
+                # One of several goes on reading, since the others may wait for it, but keeps nothing more.
+                break
     # A process that has more batches than another would wait for it.
     batches = batches[: fewest_over_processes(len(batches), trainer.accelerator)]
     if not batches:
         raise ValueError(f"train_dataset={type(trainer.train_dataset).__name__} is empty; ExpTest needs one batch.")
     return batches
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return int(value.nbytes)
+    if isinstance(value, Mapping):
+        return sum(map(_nbytes, value.values()))
+    return sum(map(_nbytes, value)) if isinstance(value, (list, tuple)) else 0

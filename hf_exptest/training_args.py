@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -78,6 +80,45 @@ class ExpTestTrainingArguments(ExpTestArgumentsMixin, TrainingArguments):
     """
 
 
-@dataclass
-class ExpTestSeq2SeqTrainingArguments(ExpTestArgumentsMixin, Seq2SeqTrainingArguments):
-    """[`~transformers.Seq2SeqTrainingArguments`] with ExpTest's flags; see [`ExpTestArgumentsMixin`]."""
+def add_flags_in_place(given: dict[str, Any]) -> None:
+    """
+    Give the flags to [`~transformers.TrainingArguments`] and [`~transformers.Seq2SeqTrainingArguments`] themselves,
+    and so to every class that inherits from them from now on.
+
+    In place, because `training_args.bin` names the class: one of ours could not be read without hf_exptest.
+
+    Args:
+        given (`dict[str, Any]`): the values of some flags, for all arguments, whatever they are made with.
+    """
+    names = {field.name for field in fields(ExpTestArgumentsMixin)}
+    post_init, to_dict, to_text = TrainingArguments.__post_init__, TrainingArguments.to_dict, TrainingArguments.__str__
+
+    def post_init_with_flags(args: Any) -> None:
+        vars(args).update(given)
+        post_init(args)
+        if args.exptest:
+            args.exptest_config()
+
+    # What a script reports of its arguments is as ever where ExpTest is off.
+    def to_dict_without(args: Any) -> dict[str, Any]:
+        return {name: value for name, value in to_dict(args).items() if args.exptest or name not in names}
+
+    def to_text_without(args: Any) -> str:
+        return to_text(args) if args.exptest else re.sub(r"^exptest.*\n", "", to_text(args), flags=re.MULTILINE)
+
+    additions = {
+        # For instances that were pickled without the flags, or whose class was made before.
+        **{field.name: field.default for field in fields(ExpTestArgumentsMixin)},
+        "__annotations__": {**TrainingArguments.__annotations__, **get_type_hints(ExpTestArgumentsMixin)},
+        "__post_init__": post_init_with_flags,
+        "__str__": to_text_without,
+        "__repr__": to_text_without,
+        "to_dict": to_dict_without,
+        "exptest_config": ExpTestArgumentsMixin.exptest_config,
+    }
+    for name, value in additions.items():
+        setattr(TrainingArguments, name, value)
+    for cls in (TrainingArguments, Seq2SeqTrainingArguments):
+        flagged: Any = dataclass(type(cls.__name__, (ExpTestArgumentsMixin, cls), {}))
+        for name in ("__init__", "__eq__", "__dataclass_fields__"):
+            setattr(cls, name, vars(flagged)[name])

@@ -201,5 +201,5 @@ def test_resume_keeps_the_rate_and_the_decisions(tmp_path, language_model, texts
     assert resumed["history"] == whole["history"]
     assert resumed["losses"] == whole["losses"]
     assert whole["search"]["learning_rate"] == whole["history"][0]["learning_rate"]
-    assert resumed["search"] is None
+    assert resumed["search"] == whole["search"] | {"seconds": resumed["search"]["seconds"]}
     assert "The same decisions: True" in output

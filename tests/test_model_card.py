@@ -10,12 +10,42 @@ import pytest
 import transformers.trainer
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
+from reports import FALLBACK_HISTORY, GIVEN, INCONCLUSIVE_SEARCH, SEARCH, make_report, start
 from toys import language_data, language_model, make_sft_trainer, make_trainer
 
 from hf_exptest import ExpTestCallback
-from hf_exptest.report import describe
+from hf_exptest.report import add_to_model_card, describe
 
-GIVEN = {"learning_rate": 0.02}
+SCHEDULE = "ExpTest, warm-up 10%, cool-down 40% of the steps"
+CARD = """# toy
+
+### Learning rate
+
+Set by [ExpTest](https://arxiv.org/abs/2411.16975). ExpTest found the learning rate 0.3 before the first step.
+
+It tried short runs from the same weights, beginning at the upper bound 0.9:
+
+| learning rate | steps | loss on held-out batches |
+| ---: | ---: | ---: |
+| 9.00e-01 | 24 | diverged |
+| 3.00e-01 | 24 | 0.5000 |
+| 1.00e-01 | 48 | 0.5625 |
+| untouched | 0 | 0.7500 |
+
+The best rates of 24 and 48 steps, carried on to the length of the run, give 0.3.\
+ The search took 75 steps in 12 s; then the model was put back as it was.
+
+- starts with learning rate 0.3 (search)
+- step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3
+- step 40: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3
+- step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1
+
+![Trials, loss, learning rate and decisions](exptest.png)
+
+### Framework versions
+
+- Torch
+"""
 
 
 def language_trainer(path, callback, model=None, **overrides):
@@ -50,8 +80,61 @@ def assert_tells_of_the_search(text, search):
     assert [int(row[1]) for row in rows[:-1]] == [trial.num_steps for trial in trials]
     assert [row[2] for row in rows[:-1]] == [f"{trial.end_loss:.4f}" for trial in trials]
     assert rows[-1][:2] == ["untouched", "0"]
-    assert f"found the learning rate {search.learning_rate:.2g} " in text
-    assert f"in {search.num_steps} steps" in text
+    assert f"found the learning rate {search.learning_rate:.3g} " in text
+    assert f"took {search.num_steps} steps" in text
+
+
+def test_card_of_a_search_tells_the_trials_and_the_decisions():
+    card = "# toy\n\n### Framework versions\n\n- Torch\n"
+    assert add_to_model_card(card, make_report(search=SEARCH), has_figure=True) == CARD
+
+
+def test_card_of_an_inconclusive_search_claims_no_rate():
+    card = add_to_model_card("- learning_rate: 0.1\n", make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH), False)
+    assert card.startswith("- learning_rate: 5e-05\n")
+    assert "ExpTest tried 3 learning rates and found none that lowers the loss on held-out batches." in card
+    assert "Training started from TrainingArguments.learning_rate, 5e-05." in card
+    assert table(card)[0] == ["9.00e-01", "24", "diverged"]
+    assert "0.3 " not in card
+    assert "give" not in card
+
+
+@pytest.mark.parametrize(
+    ("report", "rate"),
+    [
+        (make_report(search=SEARCH), "0.3"),
+        (make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH), "5e-05"),
+        (make_report(FALLBACK_HISTORY), "5e-05"),
+        (make_report([start("first_update_bound", 0.2)]), "0.2"),
+        (make_report([], config=GIVEN), "0.7"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        # The Trainer's own.
+        (
+            "- learning_rate: 1e-3\n- seed: 7\n- lr_scheduler_type: linear\n- lr_scheduler_warmup_steps: 3\n"
+            "- lr_scheduler_warmup_ratio: 0.1\n- training_steps: 9\n\n### Framework versions\n",
+            "- learning_rate: {rate}\n- seed: 7\n- lr_scheduler_type: {schedule}\n- training_steps: 9\n\n{section}\n\n"
+            "### Framework versions\n",
+        ),
+        # That of Sentence Transformers, with two lists.
+        (
+            "- `learning_rate`: 1e-3\n- `warmup_ratio`: 0.1\n\nClick\n\n- `learning_rate`: 1e-3\n"
+            "- `lr_scheduler_type`: linear\n- `lr_scheduler_kwargs`: None\n- `warmup_ratio`: 0.1\n"
+            "- `warmup_steps`: 0\n- `learning_rate_mapping`: {{}}\n\n### Framework Versions\n",
+            "- `learning_rate`: {rate}\n\nClick\n\n- `learning_rate`: {rate}\n- `lr_scheduler_type`: {schedule}\n"
+            "- `learning_rate_mapping`: {{}}\n\n{section}\n\n### Framework Versions\n",
+        ),
+        # TRL's.
+        ("# toy\n", "# toy\n\n{section}\n\n"),
+    ],
+)
+def test_hyperparameters_are_those_that_were_used(report, rate, card, expected):
+    written = add_to_model_card(card.format(), report, has_figure=False)
+    section = written[written.index("### Learning rate") :].split("\n\n### Framework")[0].rstrip()
+    assert written == expected.format(rate=rate, schedule=SCHEDULE, section=section)
 
 
 @pytest.mark.figures
@@ -78,21 +161,21 @@ def test_card_tells_how_the_learning_rate_was_found(tmp_path):
 
 
 def test_card_of_a_given_rate_has_neither_table_nor_missing_figure(tmp_path):
-    callback = ExpTestCallback(**GIVEN)
+    callback = ExpTestCallback(learning_rate=0.02)
     trainer = language_trainer(tmp_path, callback, max_steps=2)
     trainer.train()
     trainer.create_model_card()
     # Each card is written anew, so there is one section however often.
     trainer.create_model_card()
     _, text = section(tmp_path)
-    assert "set the learning rate, beginning at 0.02." in text
+    assert "Training started from the given learning rate, 0.02: there was no search." in text
     assert "|" not in text
     assert "exptest.png" not in text
     assert hyperparameters(tmp_path)["learning_rate"] == "0.02"
 
 
 def test_card_before_training_is_the_plain_one(tmp_path):
-    callback = ExpTestCallback(**GIVEN)
+    callback = ExpTestCallback(learning_rate=0.02)
     trainer = language_trainer(tmp_path, callback, learning_rate=0.25)
     trainer.create_model_card()
     assert "ExpTest" not in (tmp_path / "README.md").read_text()
@@ -100,7 +183,7 @@ def test_card_before_training_is_the_plain_one(tmp_path):
 
 
 def test_only_the_main_process_writes_a_card(tmp_path, monkeypatch):
-    trainer = language_trainer(tmp_path, ExpTestCallback(**GIVEN), max_steps=2)
+    trainer = language_trainer(tmp_path, ExpTestCallback(learning_rate=0.02), max_steps=2)
     trainer.train()
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     trainer.create_model_card()
@@ -113,7 +196,7 @@ def test_only_the_main_process_writes_a_card(tmp_path, monkeypatch):
 
 def test_card_of_a_peft_model(tmp_path):
     adapter = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-    callback = ExpTestCallback(**GIVEN)
+    callback = ExpTestCallback(learning_rate=0.02)
     trainer = language_trainer(tmp_path, callback, model=get_peft_model(language_model(), adapter), max_steps=2)
     trainer.train()
     # Writes PEFT's own card first.
@@ -121,7 +204,7 @@ def test_card_of_a_peft_model(tmp_path):
     trainer.create_model_card()
     metadata, text = section(tmp_path)
     assert metadata.library_name == "peft"
-    assert "beginning at 0.02." in text
+    assert "the given learning rate, 0.02:" in text
     assert hyperparameters(tmp_path)["learning_rate"] == "0.02"
     assert "- PEFT " in (tmp_path / "README.md").read_text()
     # Saving again keeps the section.
@@ -140,6 +223,42 @@ def test_card_of_an_sft_trainer(tmp_path):
     assert_tells_of_the_search(text, callback.search)
 
 
+def test_card_of_a_sentence_transformer(tmp_path):
+    pytest.importorskip("sentence_transformers", minversion="6.0")
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"unknown": 0, "a": 1, "b": 2}, unk_token="unknown"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=4)], device="cpu")
+    rows = {"left": ["a", "b"] * 8, "right": ["a", "a"] * 8, "score": [1.0, 0.0] * 8}
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, learning_rate=0.25, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(rows),
+        loss=CosineSimilarityLoss(model),
+        callbacks=[ExpTestCallback(learning_rate=0.02)],
+    )
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    # Once among those that are not the default, once among all.
+    assert re.findall(r"^- `learning_rate`: (.*)$", text, flags=re.MULTILINE) == ["0.02", "0.02"]
+    assert re.findall(r"^- `lr_scheduler_type`: (.*)$", text, flags=re.MULTILINE)[0].startswith("ExpTest, warm-up 10%")
+    assert not re.findall(r"^- `(?:warmup_\w+|lr_scheduler_kwargs)`", text, flags=re.MULTILINE)
+    assert text.index("\n### Learning rate\n") < text.index("\n### Framework Versions\n")
+
+
 @pytest.mark.figures
 def test_push_to_hub_uploads_the_section(tmp_path, monkeypatch):
     uploads = []
@@ -152,7 +271,7 @@ def test_push_to_hub_uploads_the_section(tmp_path, monkeypatch):
     for owner in (HfApi, transformers.trainer):
         monkeypatch.setattr(owner, "create_repo", lambda *a, **k: SimpleNamespace(repo_id="user/toy"), raising=False)
         monkeypatch.setattr(owner, "upload_folder", upload_folder, raising=False)
-    callback = ExpTestCallback(**GIVEN)
+    callback = ExpTestCallback(learning_rate=0.02)
     trainer = language_trainer(tmp_path, callback, max_steps=2, hub_model_id="user/toy")
     trainer.train()
     trainer.push_to_hub()

@@ -1,231 +1,139 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
+import errno
 import json
+import logging
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from reports import (
+    FALLBACK_HISTORY,
+    GIVEN,
+    HISTORY,
+    INCONCLUSIVE_SEARCH,
+    LOSSES,
+    SEARCH,
+    entry,
+    make_report,
+    start,
+)
 from toys import make_trainer
 from transformers import TrainerCallback
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, Report
+from hf_exptest import ExpTestCallback, Report
 from hf_exptest.cli import main
-from hf_exptest.report import describe, phases, smoothed, summary
-from hf_exptest.search import LearningRateSearch
-from hf_exptest.stage import Trial
-
-STEPS = list(range(1, 101))
-LOSSES = [1 / step for step in STEPS]
-RATES = [0.3] * 60 + [0.1 * (100 - step) / 40 for step in range(60, 100)]
-# Warm-up to step 10, cool-down from step 60.
-CONFIG = ExpTestConfig(warmup=0.1, cooldown=0.4)
+from hf_exptest.report import describe, search_from_dict, search_to_dict, write
 
 
-def entry(step, decision, learning_rate=0.3, phase="tune", test="slope", p_value=0.01, window=20):
-    return {
-        "step": step,
-        "phase": phase,
-        "test": test,
-        "p_value": p_value,
-        "learning_rate": learning_rate,
-        "window": window,
-        "left_out": 0,
-        "decision": decision,
-    }
+def test_starting_rate_is_the_one_that_was_used():
+    found = make_report(search=SEARCH)
+    assert (found.starting_rate, found.rate_source) == (0.3, "search")
+    # The search has a rate all the same, which nobody used.
+    fallback = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH)
+    assert (fallback.starting_rate, fallback.rate_source) == (5e-5, "training_arguments")
+    bound = make_report([start("first_update_bound", 0.2), *HISTORY[1:]])
+    assert (bound.starting_rate, bound.rate_source) == (0.2, "first_update_bound")
+    # A given rate is not in the history, whose first entry may already have lowered it.
+    given = make_report([entry(60, "decay", learning_rate=0.1)], config=GIVEN)
+    assert (given.starting_rate, given.rate_source) == (0.7, "given")
+    # Nor is it used where a checkpoint of a run without ExpTest goes on.
+    taken_over = make_report([start("checkpoint", 0.02)], config=GIVEN)
+    assert (taken_over.starting_rate, taken_over.rate_source) == (0.02, "checkpoint")
 
 
-HISTORY = [
-    entry(0, "start", test="search", p_value=None, window=0),
-    entry(20, "continue"),
-    entry(40, "continue"),
-    entry(60, "decay", learning_rate=0.1, p_value=0.4),
-]
+def test_rate_at_a_step_is_the_one_decided_on_before():
+    assert [make_report().rate_at(step) for step in (0, 20, 59, 60, 100)] == [0.3, 0.3, 0.3, 0.1, 0.1]
+    given = make_report([entry(60, "decay", learning_rate=0.1)], config=GIVEN)
+    assert [given.rate_at(step) for step in (59, 60)] == [0.7, 0.1]
 
 
-@pytest.fixture
-def search():
-    return LearningRateSearch(
-        learning_rate=0.3,
-        upper_bound=0.9,
-        untouched_losses=[0.6, 0.8],
-        trials=[
-            Trial(0.3, 24, [0.0], [0.1], [0.45, 0.55], 0.01),
-            Trial(0.9, 24, [0.0], [0.1], [float("inf")] * 2, 1.0),
-            Trial(0.1, 48, [0.0], [0.1], [0.5, 0.625], 0.02),
-        ],
-        num_training_steps=300,
-        num_steps=75,
-        seconds=12.4,
-    )
+def test_report_without_any_start_says_so():
+    with pytest.raises(ValueError, match="does not say what learning rate training started from"):
+        make_report([]).summary()
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
-def make_report(history=HISTORY, search=None, config=CONFIG, losses=LOSSES, rates=RATES):
-    return Report(config, 100, history, search, STEPS, losses, rates)
-
-
-def vertical_lines(ax):
-    """Step, colour and style of each vertical line over the whole height."""
-    lines = [line for line in ax.lines if list(line.get_ydata()) == [0, 1]]
-    return [(line.get_xdata()[0], line.get_color(), line.get_linestyle()) for line in lines]
-
-
-def bands(ax):
-    """First and last step, and colour, of each shaded band."""
-    found = []
-    # A rectangle, or a polygon in older releases of matplotlib.
-    for patch in ax.patches:
-        steps = patch.get_patch_transform().transform(patch.get_path().vertices)[:, 0]
-        found.append((steps.min(), steps.max(), patch.get_facecolor()[:3]))
-    return found
-
-
-def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_plot_has_loss_rate_and_decisions():
-    loss_axes = make_report().plot()
-    panels = loss_axes.figure.axes
-    assert panels[0] is loss_axes
-    assert [ax.get_ylabel() for ax in panels] == ["training loss", "learning rate"]
-    raw, smooth = loss_axes.lines[:2]
-    assert list(raw.get_xdata()) == list(smooth.get_xdata()) == STEPS
-    assert list(raw.get_ydata()) == LOSSES
-    assert list(smooth.get_ydata()) == smoothed(LOSSES)
-    assert raw.get_linewidth() < smooth.get_linewidth()
-    rate = panels[1].lines[0]
-    assert list(rate.get_ydata()) == RATES
-    assert rate.get_drawstyle() == "steps-pre"
-    expected = [(0, "black", ":"), (20, "#009E73", ":"), (40, "#009E73", ":"), (60, "#D55E00", "--")]
-    assert vertical_lines(loss_axes) == vertical_lines(panels[1]) == expected
-    assert loss_axes.get_xlim() == panels[1].get_xlim() == (0, 100)
-
-
-def test_plot_marks_each_kind_of_decision_in_its_own_way():
-    kinds = ["start", "detected", "continue", "decay"]
-    ax = make_report([entry(10 * i, kind) for i, kind in enumerate(kinds)]).plot()
-    assert [text.split(":")[0] for text in legend(ax)] == ["loss", "loss, smoothed", *kinds]
-    marked = [line for line in ax.lines if line.get_marker() != "None"]
-    assert [list(line.get_xdata()) for line in marked] == [[0], [10], [20], [30]]
-    # Shapes and colours that stay apart without each other.
-    assert len({line.get_marker() for line in marked}) == len({line.get_color() for line in marked}) == 4
-
-
-def test_plot_shades_and_names_the_phases():
-    ax, rate_axes = make_report().plot().figure.axes
-    shaded = bands(ax)
-    assert shaded == bands(rate_axes)
-    assert [span[:2] for span in shaded] == [(0, 10), (10, 20), (20, 40), (40, 60), (60, 100)]
-    colors = [span[2] for span in shaded]
-    assert colors[1] == colors[2] == colors[3]
-    assert len(set(colors)) == 3
-    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("warm-up", 5), ("TUNE", 35), ("cool-down", 80)]
-
-
-def test_phases_follow_the_decisions():
-    history = [
-        entry(0, "start", phase="detect"),
-        entry(15, "decay", phase="detect"),
-        entry(20, "detected", phase="detect"),
-        entry(50, "continue"),
-        # Divergence may be noticed in the cool-down, where no window ends.
-        entry(70, "decay"),
+def test_summary_says_how_the_rate_was_found():
+    lines = make_report(search=SEARCH).summary().splitlines()
+    assert lines[:2] == [
+        "ExpTest found the learning rate 0.3 before the first step.",
+        "It tried short runs from the same weights, beginning at the upper bound 0.9:",
     ]
-    expected = [
-        ("warm-up", 0, 10),
-        ("detect", 10, 15),
-        ("detect", 15, 20),
-        ("tune", 20, 50),
-        ("tune", 50, 60),
-        ("cool-down", 60, 100),
-    ]
-    assert phases(make_report(history)) == expected
-    assert phases(make_report([], config=ExpTestConfig(learning_rate=0.1, warmup=0.0, cooldown=0.0))) == [
-        ("tune", 0, 100)
-    ]
-    assert phases(make_report([], config=ExpTestConfig.paper(learning_rate=0.1))) == [("detect", 0, 100)]
-
-
-def test_rate_axis_is_logarithmic_and_does_not_follow_the_cool_down_to_zero():
-    rate_axes = make_report(rates=[*RATES[:-2], 1e-6, 0.0]).plot().figure.axes[1]
-    assert rate_axes.get_yscale() == "log"
-    # The lowest rate decided on is 0.1.
-    assert rate_axes.get_ylim()[0] == pytest.approx(0.1 / 30)
-    assert 0.3 < rate_axes.get_ylim()[1] < 1
-    # Without a cool-down the axis does not reach further than the rates.
-    steady = make_report(rates=[0.3] * 60 + [0.1] * 40).plot().figure.axes[1]
-    assert 0.05 < steady.get_ylim()[0] < 0.1
-
-
-def test_plot_without_decisions():
-    report = make_report([], config=ExpTestConfig(learning_rate=0.3))
-    loss_axes, rate_axes = report.plot().figure.axes
-    assert vertical_lines(loss_axes) == vertical_lines(rate_axes) == []
-    assert legend(loss_axes) == ["loss", "loss, smoothed"]
-
-
-def test_plot_with_search_has_its_own_panel(search):
-    axes = make_report(search=search).plot().figure.axes
-    assert [ax.get_ylabel() for ax in axes] == ["loss on held-out batches", "training loss", "learning rate"]
-    short, long = axes[0].lines[:2]
-    assert list(short.get_xdata()) == [0.3, 0.9]
-    assert short.get_linestyle() != long.get_linestyle()
-
-
-def test_plot_draws_the_loss_into_given_axes(search):
-    figure, (left, right) = plt.subplots(1, 2)
-    assert make_report(search=search).plot(right) is right
-    assert figure.axes == [left, right]
-    assert not left.lines
-    assert list(right.lines[0].get_ydata()) == LOSSES
-    assert len(vertical_lines(right)) == 4
-    assert len(right.patches) == 5
-    assert (right.get_xlabel(), right.get_ylabel()) == ("step", "training loss")
-
-
-def test_smoothed_averages_a_twentieth_around_each_point():
-    losses = np.random.default_rng(0).normal(size=80).tolist()
-    expected = [np.mean([losses[j] for j in range(80) if abs(i - j) <= 2]) for i in range(80)]
-    np.testing.assert_allclose(smoothed(losses), expected)
-
-
-def test_smoothed_leaves_a_few_points_as_they_are():
-    assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
-    assert smoothed([]) == []
-
-
-def test_summary_says_how_the_rate_was_found(search):
-    lines = summary(HISTORY, search).splitlines()
-    assert lines[0] == "ExpTest found the learning rate 0.3 before the first step."
-    assert "upper bound 0.9" in lines[1]
     assert [line.split() for line in lines[3:7]] == [
         ["9.00e-01", "24", "diverged"],
         ["3.00e-01", "24", "0.5000"],
         ["1.00e-01", "48", "0.5625"],
-        ["untouched", "0", "0.7000"],
+        ["untouched", "0", "0.7500"],
     ]
-    assert "24 and 48 steps" in lines[7]
+    assert lines[7:9] == [
+        "The best rates of 24 and 48 steps, carried on to the length of the run, give 0.3.",
+        "The search took 75 steps in 12 s; then the model was put back as it was.",
+    ]
+
+
+def test_summary_of_a_resumed_run_tells_of_the_search_and_of_the_checkpoint():
+    lines = make_report([start("checkpoint", 0.1)], SEARCH).summary().splitlines()
+    assert lines[0] == (
+        "ExpTest found the learning rate 0.3 before the first step."
+        " Training started from the learning rate of a checkpoint, 0.1."
+    )
     assert lines[7].endswith("give 0.3.")
-    assert "75 steps in 12 s" in lines[8]
 
 
-def test_summary_lists_every_decision(search):
-    lines = summary(HISTORY, search).splitlines()
+def test_summary_lists_every_decision():
+    lines = make_report(search=SEARCH).summary().splitlines()
     assert lines[9] == "Decisions:"
     assert lines[10] == "    starts with learning rate 0.3 (search)"
     assert lines[13] == "    step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1"
     assert len(lines) == 14
 
 
-def test_summary_without_search_and_decisions():
-    assert summary([]) == "The learning rate was not searched for.\nNo test was made while training."
+def test_summary_of_an_inconclusive_search_claims_no_rate():
+    summary = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH).summary()
+    lines = summary.splitlines()
+    assert lines[0] == (
+        "ExpTest tried 3 learning rates and found none that lowers the loss on held-out batches."
+        " Training started from TrainingArguments.learning_rate, 5e-05."
+    )
+    assert [line.split()[0] for line in lines[3:7]] == ["9.00e-01", "3.00e-01", "1.00e-01", "untouched"]
+    assert lines[7:] == [
+        "The search took 75 steps in 12 s; then the model was put back as it was.",
+        "Decisions:",
+        "    starts with learning rate 5e-05 (training arguments)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [
+        (
+            make_report(FALLBACK_HISTORY),
+            "Training started from TrainingArguments.learning_rate, 5e-05: there was no search.",
+        ),
+        (
+            make_report([start("first_update_bound", 0.2)]),
+            "Training started from the upper bound along the first update, 0.2: there was no search.",
+        ),
+        (
+            make_report([start("checkpoint", 0.02)]),
+            "Training started from the learning rate of a checkpoint, 0.02: there was no search.",
+        ),
+        # Resumed from a checkpoint that does not tell of the search.
+        (make_report(), "Training started from the learning rate that a search found, 0.3."),
+        (make_report([], config=GIVEN), "Training started from the given learning rate, 0.7: there was no search."),
+    ],
+)
+def test_summary_without_search(report, sentence):
+    assert report.summary().splitlines()[0] == sentence
+
+
+def test_summary_without_decisions():
+    assert make_report([], config=GIVEN).summary().splitlines()[1:] == ["No test was made while training."]
 
 
 @pytest.mark.parametrize(
@@ -255,21 +163,24 @@ def test_divergence_in_words():
     )
 
 
-def test_starting_rate(search):
-    given = ExpTestConfig(learning_rate=0.7)
-    assert make_report(search=search).starting_rate == 0.3
-    assert make_report([entry(0, "start", learning_rate=0.2), *HISTORY[1:]]).starting_rate == 0.2
-    # A given rate is not in the history, whose first entry may already have lowered it.
-    assert make_report([entry(60, "decay", learning_rate=0.1)], config=given).starting_rate == 0.7
+def test_smoothed_losses_average_a_twentieth_around_each_point():
+    losses = np.random.default_rng(0).normal(size=80).tolist()
+    expected = [np.mean([losses[j] for j in range(80) if abs(i - j) <= 2]) for i in range(80)]
+    np.testing.assert_allclose(make_report(losses=losses).smoothed_losses, expected)
 
 
-def test_report_survives_its_file(tmp_path, search):
-    report = make_report(search=search, losses=[*LOSSES[:-1], float("inf")])
+def test_smoothed_losses_of_a_few_points_are_the_losses():
+    assert make_report(losses=[3.0, 1.0, 2.0]).smoothed_losses == [3.0, 1.0, 2.0]
+    assert make_report(losses=[]).smoothed_losses == []
+
+
+def test_report_survives_its_file(tmp_path):
+    report = make_report(search=SEARCH, losses=[*LOSSES[:-1], float("inf")])
     report.save(tmp_path)
     loaded = Report.load(tmp_path)
     assert loaded == report
-    assert loaded.summary() == summary(HISTORY, search)
-    assert loaded.search.is_conclusive == search.is_conclusive
+    assert loaded.summary() == report.summary()
+    assert loaded.search.is_conclusive == SEARCH.is_conclusive
     assert "Infinity" not in (tmp_path / "exptest.json").read_text()
 
 
@@ -296,11 +207,14 @@ def change(values, *path, **changes):
         (("search", "trials", 1), {"momentum": 0.9}, "'momentum'"),
         (("config",), {"momentum": 0.9}, r"Unknown ExpTest settings \['momentum'\]"),
         (("config",), {"alpha": 2.0}, "alpha=2.0"),
+        (("config",), {"learning_rate": -1.0}, "learning_rate=-1.0"),
+        (("history", 0), {"test": "oracle"}, "a learning rate from 'oracle', not one of"),
+        (("history", 0), {"decision": "continue"}, "does not say what learning rate training started from"),
         (("history", 1), {"p_value": None, "window": None}, r"history lacks \['p_value', 'window'\]"),
     ],
 )
-def test_reports_with_other_keys_or_values_are_refused(tmp_path, search, path, changes, message):
-    make_report(search=search).save(tmp_path)
+def test_reports_with_other_keys_or_values_are_refused(tmp_path, path, changes, message):
+    make_report(search=SEARCH).save(tmp_path)
     file = tmp_path / "exptest.json"
     values = json.loads(file.read_text())
     change(values, *path, **changes)
@@ -310,8 +224,8 @@ def test_reports_with_other_keys_or_values_are_refused(tmp_path, search, path, c
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_truncated_reports_are_refused(tmp_path, search, share):
-    make_report(search=search).save(tmp_path)
+def test_truncated_reports_are_refused(tmp_path, share):
+    make_report(search=SEARCH).save(tmp_path)
     file = tmp_path / "exptest.json"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
@@ -326,6 +240,85 @@ def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "exptest.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"exptest\.json' cannot be read"):
         Report.load(tmp_path)
+
+
+def test_search_survives_as_plain_values():
+    search = dataclasses.replace(SEARCH, untouched_losses=[math.inf] * 12)
+    values = json.loads(json.dumps(search_to_dict(search), allow_nan=False))
+    assert values["trials"][1]["end_losses"] == [None] * 12
+    assert search_from_dict(values) == search
+
+
+FOUND = make_report(search=SEARCH)
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.figures
+def test_write_leaves_both_files(tmp_path, caplog):
+    write(FOUND, tmp_path / "new", with_figure=True)
+    assert names(tmp_path / "new") == {"exptest.json", "exptest.png"}
+    assert caplog.messages == []
+
+
+def test_write_leaves_no_figure_at_a_save(tmp_path):
+    write(FOUND, tmp_path, with_figure=False)
+    assert names(tmp_path) == {"exptest.json"}
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("with_figure", [True, False])
+def test_folder_that_cannot_be_written_costs_a_warning_a_file(tmp_path, caplog, with_figure):
+    # A file is in its place: what is read-only for others is not so for root.
+    folder = tmp_path / "file"
+    folder.write_text("")
+    write(FOUND, folder, with_figure=with_figure)
+    files = ["exptest.json", "exptest.png"] if with_figure else ["exptest.json"]
+    assert [message.split(": ")[0] for message in caplog.messages] == [
+        f"ExpTest could not write '{folder / file}'" for file in files
+    ]
+    assert "FileExistsError" in caplog.messages[0]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+@pytest.mark.figures
+def test_full_disk_keeps_older_files(tmp_path, caplog, monkeypatch):
+    write(FOUND, tmp_path, with_figure=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def write_half(path, *args, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: write_half(path))
+    write(make_report(FALLBACK_HISTORY), tmp_path, with_figure=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert Report.load(tmp_path) == FOUND
+    assert caplog.messages == [
+        f"ExpTest could not write '{tmp_path / name}': OSError: [Errno 28] No space left on device"
+        for name in ("exptest.json", "exptest.png")
+    ]
+
+
+@pytest.mark.figures
+def test_figure_that_cannot_be_drawn_costs_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_exptest.figure.draw", lambda report, path: 1 / 0)
+    write(FOUND, tmp_path, with_figure=True)
+    assert names(tmp_path) == {"exptest.json"}
+    (message,) = caplog.messages
+    assert message == f"ExpTest could not write '{tmp_path / 'exptest.png'}': ZeroDivisionError: division by zero"
+
+
+@pytest.mark.figures
+def test_without_matplotlib_or_losses_there_is_no_figure(tmp_path, caplog, monkeypatch):
+    write(dataclasses.replace(FOUND, steps=[], losses=[], learning_rates=[]), tmp_path, with_figure=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    write(FOUND, tmp_path, with_figure=True)
+    assert names(tmp_path) == {"exptest.json"}
+    assert caplog.messages == []
 
 
 @pytest.mark.figures
@@ -361,11 +354,3 @@ def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
     assert capsys.readouterr().out.rstrip() == report.summary()
     main(["plot", str(tmp_path), "--output", str(tmp_path / "again.png")])
     assert plt.imread(tmp_path / "again.png").shape[:2] == (750, 1650)
-    capsys.readouterr()
-    main(["compare", str(tmp_path), str(tmp_path)])
-    header, first, second = capsys.readouterr().out.splitlines()
-    assert header.split("  ")[0] == "run"
-    assert first == second
-    assert first.split()[1:4] == ["200", str(callback.search.num_steps), f"{report.starting_rate:.2g}"]
-    with pytest.raises(SystemExit, match=r"hf-exptest: '.*missing' has no exptest\.json"):
-        main(["show", str(tmp_path / "missing")])

@@ -75,16 +75,17 @@ def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
 
     def spy(self, *args):
         exit_(self, *args)
-        seen.append((weights(self._model), self._optimizer.state_dict()["state"]))
+        seen.append((weights(trainer.model), dict(trainer.optimizer.state), plain_state(trainer)[0]))
 
     monkeypatch.setattr(Snapshot, "__exit__", spy)
     with pytest.raises(error):
         find_learning_rate(trainer)
     assert len(steps) == 40
-    ((after, optimizer_state),) = seen
+    ((after, optimizer_state, python_state),) = seen
     assert_same_weights(after, before[0])
     assert optimizer_state == {}
-    assert_same_weights(weights(trainer.model), before[0])
+    assert python_state == before[1][0]
+    assert str(plain_state(trainer)) == str(before[1])
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
@@ -104,13 +105,14 @@ def test_find_learning_rate_leaves_the_trainer_as_it_was(tmp_path):
     assert 1e-4 < search.learning_rate < 1.0
 
 
-def test_search_reports_its_rungs_and_costs(tmp_path):
+def test_search_reports_its_trials_and_costs(tmp_path):
     trainer = make_trainer(tmp_path, [], max_steps=200)
     search = find_learning_rate(trainer)
     lengths = {trial.num_steps for trial in search.trials}
     assert len(lengths) == 2
     assert max(lengths) == 4 * min(lengths) == 56
-    assert search.num_steps == 1 + sum(len(trial.curve) for trial in search.trials)
+    # The bound takes a step a rate of its ladder.
+    assert 8 <= search.num_steps - sum(len(trial.curve) for trial in search.trials) <= 20
     assert search.seconds > 0
     tried = [trial.learning_rate for trial in search.trials]
     assert min(tried) / 3 <= search.learning_rate <= 3 * max(tried)
@@ -125,22 +127,10 @@ def test_search_reports_its_rungs_and_costs(tmp_path):
     assert axes.get_lines()[-1].get_xdata()[0] == search.learning_rate
 
 
-def test_search_budget_lengthens_the_miniatures(tmp_path):
+def test_search_budget_lengthens_the_trials(tmp_path):
     search = find_learning_rate(make_trainer(tmp_path, [], max_steps=4000), ExpTestConfig(search_budget=0.15))
     assert {trial.num_steps for trial in search.trials} == {28 + 1, 4 * 29}
     assert search.num_steps <= 0.2 * 4000
-
-
-def test_snapshot_holds_only_what_training_changes(tmp_path):
-    trainer = make_trainer(tmp_path, [])
-    trainer.create_optimizer()
-    for parameter in trainer.model.net[0].parameters():
-        parameter.requires_grad_(False)
-    with Snapshot(trainer) as snapshot:
-        saved = {id(parameter) for parameter, _ in snapshot._parameters}
-        assert all(host.device.type == "cpu" for _, host in snapshot._parameters)
-    assert saved == {id(p) for p in trainer.model.parameters() if p.requires_grad}
-    assert len(saved) == 4
 
 
 def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
@@ -172,10 +162,10 @@ def test_inconclusive_search_falls_back_by_name(tmp_path, monkeypatch):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], learning_rate=2e-4).train()
     start = callback.history[0]
-    assert (start["test"], start["phase"], start["learning_rate"]) == ("training_arguments", "detect", 2e-4)
+    assert (start["test"], start["phase"], start["learning_rate"]) == ("training_arguments", "tune", 2e-4)
 
 
-def test_run_shorter_than_its_rehearsals(tmp_path):
+def test_run_shorter_than_its_trials(tmp_path):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], max_steps=8).train()
     assert callback.search.is_conclusive
@@ -210,8 +200,8 @@ def test_vertex_of_a_parabola_in_log_rate():
     assert vertex(rates, [1.0, 1.0, 1.0, 1.0]) in [pytest.approx(r) for r in rates]
 
 
-def rungs_with_vertex(num_steps, best, gain):
-    """Rehearsals with the lowest loss at `best`, `gain` below the untouched loss of 2; half of it on both sides."""
+def trials_with_vertex(num_steps, best, gain):
+    """Trials with the lowest loss at `best`, `gain` below the untouched loss of 2; half of it on both sides."""
     rates, losses = [best / 10, best, 10 * best], [2 - gain / 2, 2 - gain, 2 - gain / 2]
     return [Trial(rate, num_steps, [], [], [loss, loss], 0.0) for rate, loss in zip(rates, losses, strict=True)]
 
@@ -227,13 +217,13 @@ def rungs_with_vertex(num_steps, best, gain):
         (0.5e-3, 0.5, 4 * 56, 1.0),
         # A power of -5/4 is not believed beyond -1.
         (2**2.5 * 1e-3, 0.5, 2 * 56, 1 / 2),
-        # Short rehearsals that gain nothing have no opinion, and those that gain half have half of one.
+        # Short trials that gain nothing have no opinion, and those that gain half have half of one.
         (1e-3, 0.0, 4 * 56, 1 / 2),
         (1e-3, 0.25, 4 * 56, 4**-0.25),
-        # A run that is shorter than its rehearsals is taken for as long as they are.
+        # A run that is shorter than its trials is taken for as long as they are.
         (2e-3, 0.5, 20, 1.0),
     ],
 )
 def test_the_drift_of_the_best_rate_is_followed_within_limits(short_best, short_gain, length, factor):
-    short, longer = rungs_with_vertex(14, short_best, short_gain), rungs_with_vertex(56, 1e-3, 0.5)
+    short, longer = trials_with_vertex(14, short_best, short_gain), trials_with_vertex(56, 1e-3, 0.5)
     assert _extrapolate(short, longer, [2.0, 2.0], length) == pytest.approx(factor * 1e-3)

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -54,3 +56,47 @@ def test_unknown_preset_is_quoted():
 
 def test_arguments_are_json():
     assert '"exptest": true' in parse(["--exptest"]).to_json_string()
+
+
+IN_PLACE = """
+import dataclasses
+import transformers
+from transformers import HfArgumentParser, TrainingArguments
+from hf_exptest.training_args import add_flags_in_place
+
+@dataclasses.dataclass
+class Before(TrainingArguments):
+    extra: int = 1
+
+{statement}
+assert transformers.TrainingArguments is transformers.training_args.TrainingArguments is TrainingArguments
+
+@dataclasses.dataclass
+class After(TrainingArguments):
+    extra: int = 1
+
+for cls in (TrainingArguments, transformers.Seq2SeqTrainingArguments, Before, After):
+    args = cls("out", use_cpu=True)
+    names = "exptest_beta" in args.to_dict(), "exptest_beta" in str(args)
+    takes = "exptest_beta" in HfArgumentParser(cls).format_help()
+    print(cls.__name__, type(args).__name__, args.exptest, args.exptest_config().beta, *names, takes)
+print(TrainingArguments("out", exptest_beta=0.25, use_cpu=True) == TrainingArguments("out", use_cpu=True))
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"exptest": True, "exptest_beta": 0.5}])
+def test_the_flags_in_transformers_own_classes(given):
+    code = IN_PLACE.replace("{statement}", f"add_flags_in_place({given})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    is_on, beta = bool(given), given.get("exptest_beta", 1 / 3)
+    # What reports the arguments says nothing of flags that are off; a class made before does not take them, but has
+    # their values.
+    assert done.stdout.splitlines()[-5:] == [
+        f"TrainingArguments TrainingArguments {is_on} {beta} {is_on} {is_on} True",
+        f"Seq2SeqTrainingArguments Seq2SeqTrainingArguments {is_on} {beta} {is_on} {is_on} True",
+        f"Before Before {is_on} {beta} False False False",
+        f"After After {is_on} {beta} {is_on} {is_on} True",
+        # Different values make different arguments, unless the given ones replace both.
+        f"{is_on}",
+    ]

@@ -3,6 +3,7 @@
 
 """A script in the style of transformers' run_glue.py, which knows nothing of ExpTest: see test_run.py."""
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,11 @@ class ModelArguments:
 
 def main():
     parser = HfArgumentParser((ModelArguments, TrainingArguments))
-    model_args, training_args = parser.parse_args_into_dataclasses()
+    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+        model_args, training_args = parser.parse_json_file(sys.argv[1])
+    else:
+        model_args, training_args = parser.parse_args_into_dataclasses()
+    print(f"Training/evaluation parameters {training_args}")
     set_seed(training_args.seed)
     config = BertConfig(
         vocab_size=32,
@@ -35,10 +40,12 @@ def main():
         max_position_embeddings=16,
     )
     trainer = Trainer(model=BertForSequenceClassification(config), args=training_args, train_dataset=rows(torch))
+    print("Callbacks:", *(type(callback).__name__ for callback in trainer.callback_handler.callbacks))
     result = trainer.train()
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_state()
+    trainer.create_model_card(model_name="toy")
 
 
 if __name__ == "__main__":

@@ -22,3 +22,4 @@ if __name__ == "__main__":
     trainer.train()
     trainer.save_model()
     trainer.save_state()
+    trainer.create_model_card()

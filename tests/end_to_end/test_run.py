@@ -1,85 +1,215 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+"""Unmodified scripts under `python -m hf_exptest.run`, each in a process of its own."""
+
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+import toys
+import trl.scripts
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from hf_exptest import run
-
+FOLDER = Path(__file__).parent
 FLAGS = ["--max_steps", "30", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--use_cpu", "true"]
 FLAGS += ["--report_to", "none", "--save_strategy", "no"]
-SFT_FLAGS = ["--bf16", "false", "--gradient_checkpointing", "false"]
+TRL_FLAGS = ["--bf16", "false", "--gradient_checkpointing", "false"]
+LAUNCHER = ["-m", "hf_exptest.run"]
 
 
-def launch(*command):
-    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
-
-
-def rates(folder):
-    state = json.loads((folder / "trainer_state.json").read_text())
-    return [row["learning_rate"] for row in state["log_history"] if "learning_rate" in row]
-
-
-@pytest.mark.parametrize("script", ["run_classification.py", "run_sft.py"])
-def test_an_unmodified_script_uses_exptest_when_told_to(tmp_path, script):
-    command = ["hf_exptest.run", str(Path(__file__).with_name(script)), *FLAGS]
-    command += SFT_FLAGS if script == "run_sft.py" else []
-    done = launch(*command, "--output_dir", str(tmp_path / "with"), "--exptest", "true", "--exptest_alpha", "0.01")
+def python(*command):
+    """What the command printed; it must end well."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "starts with learning rate" in done.stdout + done.stderr
-    found = max(rates(tmp_path / "with"))
-    # The 3 steps of warm-up, and no trace of the default 5e-5 or of TRL's 2e-5.
-    assert rates(tmp_path / "with")[:3] == pytest.approx([found / 3, found * 2 / 3, found])
+    return done
+
+
+def script(name):
+    return str(FOLDER / f"{name}.py")
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def logged(folder, name):
+    return [row[name] for row in read_json(folder / "trainer_state.json")["log_history"] if name in row]
+
+
+def stated_rates(text):
+    """Those that the text says are the rate; the search's progress bar says which one it tries."""
+    text = re.sub(r"ExpTest search: .*", "", text)
+    return [float(rate) for rate in re.findall(r"learning[_ ]rate`?:? (\d(?:[\d.e+-]*\d)?)", text)]
+
+
+def assert_exptest_set_the_rate(folder, done, state=None):
+    """The log follows the rate that was found, and so does every sentence about it."""
+    found = read_json(folder / "exptest.json")["history"][0]["learning_rate"]
+    # No trace of the default 5e-5, or of TRL's 1e-6 to 2e-5.
     assert found > 2e-4
-    saved = torch.load(tmp_path / "with" / "training_args.bin", weights_only=False)
-    assert (saved.exptest, saved.exptest_alpha) == (True, 0.01)
+    # The 3 steps of warm-up.
+    rates = logged(state or folder, "learning_rate")
+    assert len(rates) == 30
+    assert rates[:4] == pytest.approx([found / 3, found * 2 / 3, found, found])
+    card = (folder / "README.md").read_text()
+    for text in (card, done.stdout + done.stderr):
+        # In two digits, at worst.
+        assert stated_rates(text) == pytest.approx([found] * len(stated_rates(text)), rel=0.05)
+        assert stated_rates(text) != []
+    assert all(kind.startswith("ExpTest") for kind in re.findall(r"lr_scheduler_type`?: (.*)", card))
+    assert re.findall(r"warmup_(?:steps|ratio)`?: .*|lr_scheduler_(?:kwargs|warmup\w*)`?: .*", card) == []
+
+
+def test_a_script_that_reads_the_flag(tmp_path):
+    done = python(
+        *LAUNCHER, script("run_classification"), *FLAGS, "--output_dir", str(tmp_path), "--exptest", "true",
+        "--exptest_alpha", "0.01",
+    )  # fmt: skip
+    assert_exptest_set_the_rate(tmp_path, done)
+    assert "- learning_rate: " in (tmp_path / "README.md").read_text()
+    assert read_json(tmp_path / "exptest.json")["config"]["alpha"] == 0.01
+    assert "exptest_alpha=0.01,\n" in done.stdout
+    assert "warning: ExpTest" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["{config}", "--exptest", "--exptest_alpha=0.01"], ["{config_with_exptest}"]])
+def test_a_script_that_takes_one_config_file(tmp_path, command):
+    config = {"output_dir": str(tmp_path), "max_steps": 30, "logging_steps": 1, "use_cpu": True}
+    config |= {"report_to": "none", "save_strategy": "no"}
+    with_exptest = {**config, "exptest": True, "exptest_alpha": 0.01}
+    for name, values in (("config", config), ("config_with_exptest", with_exptest)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    arguments = [part.format(**{path.stem: path for path in tmp_path.glob("*.json")}) for part in command]
+    done = python(*LAUNCHER, script("run_classification"), *arguments)
+    assert_exptest_set_the_rate(tmp_path, done)
+    assert read_json(tmp_path / "exptest.json")["config"]["alpha"] == 0.01
+
+
+def test_a_script_that_makes_its_arguments_itself(tmp_path):
+    done = python(*LAUNCHER, "--exptest", "--exptest_learning_rate=0.02", script("own_arguments"), str(tmp_path))
+    assert f"Arguments: {tmp_path}\n" in done.stdout
+    assert logged(tmp_path, "learning_rate")[:3] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02])
+
+    done = python(*LAUNCHER, script("own_arguments"), str(tmp_path), "--exptest")
+    assert f"Arguments: {tmp_path} --exptest\n" in done.stdout
+    assert logged(tmp_path, "learning_rate")[0] == 5e-5
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("hf_exptest.run: ")]
+    assert "ExpTest was not turned on" in warning
+    assert f"python -m hf_exptest.run --exptest {script('own_arguments')} ..." in warning
+
+
+def test_a_callback_of_the_script_is_the_only_one(tmp_path):
+    done = python(*LAUNCHER, "--exptest", script("own_arguments"), str(tmp_path), "own-callback")
+    (callbacks,) = [line for line in done.stdout.splitlines() if line.startswith("Callbacks: ")]
+    assert callbacks.count("ExpTestCallback") == 1
+    assert max(logged(tmp_path, "learning_rate")) == 0.01
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A language model with its tokenizer, and a folder of preferences."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(32)}, unk_token="t1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    toys.language_model().save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="t0", eos_token="t2", model_max_length=32
+    ).save_pretrained(folder)
+
+    def words(i, first):
+        return " ".join(f"t{first + i * j % 8}" for j in range(1, 6))
+
+    rows = [{"prompt": words(i, 3), "chosen": f" {words(i, 11)}", "rejected": f" {words(i, 19)}"} for i in range(128)]
+    (folder / "preferences").mkdir()
+    (folder / "preferences" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_the_scripts_of_trl(tmp_path, tiny, name):
+    done = python(
+        *[*LAUNCHER, "--exptest", str(Path(trl.scripts.__file__).with_name(f"{name}.py")), *FLAGS, *TRL_FLAGS],
+        *["--model_name_or_path", str(tiny), "--dataset_name", str(tiny / "preferences")],
+        # TRL writes its card beside each checkpoint.
+        *["--save_strategy", "steps", "--save_steps", "30", "--output_dir", str(tmp_path)],
+    )
+    assert_exptest_set_the_rate(tmp_path, done, state=tmp_path / "checkpoint-30")
+
+
+def test_a_script_in_the_style_of_trl(tmp_path):
+    done = python(*LAUNCHER, script("run_sft"), *FLAGS, *TRL_FLAGS, "--output_dir", str(tmp_path), "--exptest")
+    assert_exptest_set_the_rate(tmp_path, done)
+
+
+def test_a_script_of_sentence_transformers(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    done = python(*LAUNCHER, "--exptest", script("run_sentence_transformers"), str(tmp_path))
+    assert_exptest_set_the_rate(tmp_path, done)
+    # Among all hyper-parameters, and among those that are not the default.
+    assert (tmp_path / "README.md").read_text().count("- `learning_rate`: ") == 2
 
 
 def test_without_the_flag_the_script_runs_as_ever(tmp_path):
-    script = str(Path(__file__).with_name("run_classification.py"))
-    launched = launch("hf_exptest.run", script, *FLAGS, "--output_dir", str(tmp_path / "launched"))
-    assert launched.returncode == 0, launched.stderr[-3000:]
-    plain = subprocess.run(
-        [sys.executable, script, *FLAGS, "--output_dir", str(tmp_path / "plain")], capture_output=True, text=True
+    folders = [tmp_path / "launched", tmp_path / "plain"]
+    for folder, launcher in zip(folders, (LAUNCHER, []), strict=True):
+        done = python(*launcher, script("run_classification"), *FLAGS, "--output_dir", str(folder))
+        lines = done.stdout.replace(str(folder), "").splitlines()
+        # Without times of the day, and how long it took.
+        lines = [line for line in lines if not re.search(r"\d\d:\d\d:\d\d|runtime|per_second", line)]
+        (folder / "stdout").write_text("\n".join(lines))
+    launched, plain = ({path.name: path for path in folder.iterdir()} for folder in folders)
+    assert launched.keys() == plain.keys()
+    assert launched.keys() >= {"README.md", "training_args.bin", "trainer_state.json", "model.safetensors"}
+    for name in ("README.md", "stdout"):
+        assert launched[name].read_text() == plain[name].read_text()
+    assert "learning_rate=5e-05,\n" in plain["stdout"].read_text()
+    assert "Callbacks: DefaultFlowCallback " in plain["stdout"].read_text()
+    assert launched["model.safetensors"].read_bytes() == plain["model.safetensors"].read_bytes()
+    assert logged(folders[0], "loss") == logged(folders[1], "loss")
+    assert len(logged(folders[0], "loss")) == 30
+
+
+@pytest.mark.parametrize("flags", [[], ["--exptest", "--exptest_alpha", "0.01"]])
+def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path, flags):
+    python(*LAUNCHER, script("save_arguments"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", *flags)
+    done = python(
+        "-c",
+        "import sys, torch; sys.modules['hf_exptest'] = None\n"
+        "for path in sys.argv[1:]:\n"
+        "    args = torch.load(path, weights_only=False)\n"
+        "    print(type(args).__module__, type(args).__name__, args.output_dir, args.exptest, args.exptest_alpha)",
+        *(str(path) for path in sorted(tmp_path.iterdir())),
     )
-    assert plain.returncode == 0, plain.stderr[-3000:]
-    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("launched", "plain")]
-    losses = [[row["loss"] for row in log["log_history"] if "loss" in row] for log in logs]
-    assert len(losses[0]) == 30
-    assert losses[0] == losses[1]
+    values = f"{tmp_path} {bool(flags)} {0.01 if flags else 0.05}"
+    assert done.stdout.splitlines() == [
+        f"trl.trainer.sft_config SFTConfig {values}",
+        f"transformers.training_args_seq2seq Seq2SeqTrainingArguments {values}",
+        f"transformers.training_args TrainingArguments {values}",
+    ]
 
 
 @pytest.mark.distributed
 def test_under_torchrun(tmp_path):
-    script = str(Path(__file__).with_name("run_classification.py"))
-    done = launch(
-        *["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"],
-        *["--rdzv_endpoint", "localhost:0", "-m", "hf_exptest.run", script, *FLAGS],
+    done = python(
+        *["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"],
+        *["--rdzv_endpoint", "localhost:0", *LAUNCHER, script("run_classification"), *FLAGS],
         *["--output_dir", str(tmp_path), "--exptest", "true", "--disable_tqdm", "false"],
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     # Two processes share 256 rows in batches of 16: 30 steps are 30/16 epochs.
-    state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert state["epoch"] == pytest.approx(30 / 16)
-    assert len(rates(tmp_path)) == 30
+    assert read_json(tmp_path / "trainer_state.json")["epoch"] == pytest.approx(30 / 16)
+    assert_exptest_set_the_rate(tmp_path, done)
     assert (done.stdout + done.stderr).count("starts with learning rate") == 1
 
 
-def test_wrong_calls_say_what_would_be_right(tmp_path, monkeypatch, capsys):
-    def exit_code(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hf_exptest.run", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            run.main()
-        return exit_info.value.code
-
-    missing = str(tmp_path / "missing.py")
-    assert exit_code(missing).startswith(f"hf_exptest.run: there is no script {missing!r}; usage: ")
-    assert capsys.readouterr().out == ""
-    for arguments, code in (((), 2), (("--help",), 0)):
-        assert exit_code(*arguments) == code
-        assert "accelerate launch -m hf_exptest.run" in capsys.readouterr().out
+def test_under_accelerate_launch(tmp_path):
+    done = python(
+        *["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *LAUNCHER],
+        *["--exptest", "--exptest_learning_rate", "0.02", script("own_arguments"), str(tmp_path)],
+    )
+    assert f"Arguments: {tmp_path}\n" in done.stdout
+    assert max(logged(tmp_path, "learning_rate")) == 0.02

@@ -1,0 +1,68 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Hand-made searches and reports that several test files share."""
+
+import dataclasses
+import math
+
+from hf_exptest import ExpTestConfig, LearningRateSearch, Report
+from hf_exptest.trial import Trial
+
+STEPS = list(range(1, 101))
+LOSSES = [1 / step for step in STEPS]
+RATES = [0.3] * 60 + [0.1 * (100 - step) / 40 for step in range(60, 100)]
+# Warm-up to step 10, cool-down from step 60.
+CONFIG = ExpTestConfig(warmup=0.1, cooldown=0.4)
+GIVEN = dataclasses.replace(CONFIG, learning_rate=0.7)
+
+
+def entry(step, decision, learning_rate=0.3, phase="tune", test="slope", p_value=0.01, window=20):
+    return {
+        "step": step,
+        "phase": phase,
+        "test": test,
+        "p_value": p_value,
+        "learning_rate": learning_rate,
+        "window": window,
+        "left_out": 0,
+        "decision": decision,
+    }
+
+
+def start(test, learning_rate=0.3, phase="tune"):
+    return entry(0, "start", learning_rate, phase, test, p_value=None, window=0)
+
+
+HISTORY = [
+    start("search"),
+    entry(20, "continue"),
+    entry(40, "continue"),
+    entry(60, "decay", learning_rate=0.1, p_value=0.4),
+]
+# As after a search that finds nothing.
+FALLBACK_HISTORY = [start("training_arguments", learning_rate=5e-5, phase="detect")]
+
+SEARCH = LearningRateSearch(
+    learning_rate=0.3,
+    upper_bound=0.9,
+    untouched_losses=[0.625, 0.875] * 6,
+    trials=[
+        Trial(0.3, 24, [0.0], [0.1], [0.375, 0.625] * 6, 0.01),
+        Trial(0.9, 24, [0.0], [0.1], [math.inf] * 12, 1.0),
+        Trial(0.1, 48, [0.0], [0.1], [0.5, 0.625] * 6, 0.02),
+    ],
+    num_training_steps=300,
+    num_steps=75,
+    seconds=12.4,
+)
+INCONCLUSIVE_SEARCH = dataclasses.replace(
+    SEARCH,
+    trials=[
+        dataclasses.replace(trial, end_losses=[loss + 0.5 for loss in trial.end_losses]) for trial in SEARCH.trials
+    ],
+)
+
+
+def make_report(history=HISTORY, search=None, config=CONFIG, losses=LOSSES, rates=RATES):
+    return Report(config, 100, history, search, STEPS, losses, rates)

@@ -1,0 +1,81 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import dataclasses
+import sys
+
+import pytest
+from reports import FALLBACK_HISTORY, GIVEN, INCONCLUSIVE_SEARCH, SEARCH, entry, make_report, start
+
+from hf_exptest.cli import main
+
+REPORTS = {
+    "found": make_report(search=SEARCH),
+    "fallback": make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH),
+    "bound": make_report([start("first_update_bound", 0.2)]),
+    "given": make_report([entry(60, "decay", learning_rate=0.25)], config=GIVEN),
+    "unlogged": dataclasses.replace(make_report([], config=GIVEN), steps=[], losses=[], learning_rates=[]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, report in REPORTS.items():
+        report.save(name)
+
+
+@pytest.mark.parametrize("name", ["found", "fallback"])
+def test_show_prints_the_summary(capsys, name):
+    main(["show", name])
+    assert capsys.readouterr().out == REPORTS[name].summary() + "\n"
+
+
+def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
+    main(["compare", *REPORTS])
+    rows = [[cell.strip() for cell in line.split("  ") if cell] for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        [
+            "run",
+            "steps",
+            "search steps",
+            "starting rate",
+            "rate from",
+            "decays",
+            "last rate",
+            "first loss",
+            "last loss",
+        ],
+        ["found", "100", "75", "0.3", "search", "1", "0.1", "0.6111", "0.0101"],
+        ["fallback", "100", "75", "5e-05", "training arguments", "0", "5e-05", "0.6111", "0.0101"],
+        ["bound", "100", "0", "0.2", "first update bound", "0", "0.2", "0.6111", "0.0101"],
+        ["given", "100", "0", "0.7", "given", "1", "0.25", "0.6111", "0.0101"],
+        ["unlogged", "100", "0", "0.7", "given", "0", "0.7", "not logged", "not logged"],
+    ]
+
+
+def test_plot_writes_the_format_that_the_name_ends_with(capsys, tmp_path):
+    main(["plot", "found", "--output", "run.pdf"])
+    assert (tmp_path / "run.pdf").read_bytes().startswith(b"%PDF")
+    assert capsys.readouterr().out == "Figure: run.pdf\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "missing"], "hf-exptest: 'missing' has no exptest.json"),
+        (["compare", "found", "missing"], "hf-exptest: 'missing' has no exptest.json"),
+        (["plot", "found", "--output", "missing/run.png"], "hf-exptest: .*No such file or directory"),
+        (["plot", "found", "--output", "run.doc"], "hf-exptest: Format 'doc' is not supported"),
+    ],
+)
+def test_errors_are_told_in_a_line(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_plot_without_matplotlib_says_what_is_missing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "hf_exptest.figure", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    with pytest.raises(SystemExit, match=r"hf-exptest: .*matplotlib\.axes"):
+        main(["plot", "found"])

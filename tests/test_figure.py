@@ -1,0 +1,236 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from reports import (
+    CONFIG,
+    FALLBACK_HISTORY,
+    HISTORY,
+    INCONCLUSIVE_SEARCH,
+    LOSSES,
+    RATES,
+    SEARCH,
+    STEPS,
+    entry,
+    make_report,
+)
+
+from hf_exptest import ExpTestConfig, Report
+from hf_exptest.figure import draw, phases, plot_search
+
+
+def vertical_lines(ax):
+    """Step, colour and style of each vertical line over the whole height."""
+    lines = [line for line in ax.lines if list(line.get_ydata()) == [0, 1]]
+    return [(line.get_xdata()[0], line.get_color(), line.get_linestyle()) for line in lines]
+
+
+def bands(ax):
+    """First and last step, and colour, of each shaded band."""
+    found = []
+    # A rectangle, or a polygon in older releases of matplotlib.
+    for patch in ax.patches:
+        steps = patch.get_patch_transform().transform(patch.get_path().vertices)[:, 0]
+        found.append((steps.min(), steps.max(), patch.get_facecolor()[:3]))
+    return found
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_plot_has_loss_rate_and_decisions():
+    loss_axes = make_report().plot()
+    panels = loss_axes.figure.axes
+    assert panels[0] is loss_axes
+    assert [ax.get_ylabel() for ax in panels] == ["training loss", "learning rate"]
+    raw, smooth = loss_axes.lines[:2]
+    assert list(raw.get_xdata()) == list(smooth.get_xdata()) == STEPS
+    assert list(raw.get_ydata()) == LOSSES
+    assert list(smooth.get_ydata()) == make_report().smoothed_losses
+    assert raw.get_linewidth() < smooth.get_linewidth()
+    rate = panels[1].lines[0]
+    assert list(rate.get_ydata()) == RATES
+    assert rate.get_drawstyle() == "steps-pre"
+    expected = [(0, "black", ":"), (20, "#009E73", ":"), (40, "#009E73", ":"), (60, "#D55E00", "--")]
+    assert vertical_lines(loss_axes) == vertical_lines(panels[1]) == expected
+    assert loss_axes.get_xlim() == panels[1].get_xlim() == (0, 100)
+
+
+def test_plot_marks_each_kind_of_decision_in_its_own_way():
+    kinds = ["start", "detected", "continue", "decay"]
+    ax = make_report([entry(10 * i, kind) for i, kind in enumerate(kinds)]).plot()
+    assert [text.split(":")[0] for text in legend(ax)] == ["loss", "loss, smoothed", *kinds]
+    marked = [line for line in ax.lines if line.get_marker() != "None"]
+    assert [list(line.get_xdata()) for line in marked] == [[0], [10], [20], [30]]
+    # Shapes and colours that stay apart without each other.
+    assert len({line.get_marker() for line in marked}) == len({line.get_color() for line in marked}) == 4
+
+
+def test_plot_shades_and_names_the_phases():
+    ax, rate_axes = make_report().plot().figure.axes
+    shaded = bands(ax)
+    assert shaded == bands(rate_axes)
+    assert [span[:2] for span in shaded] == [(0, 10), (10, 20), (20, 40), (40, 60), (60, 100)]
+    colors = [span[2] for span in shaded]
+    assert colors[1] == colors[2] == colors[3]
+    assert len(set(colors)) == 3
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("warm-up", 5), ("TUNE", 35), ("cool-down", 80)]
+
+
+def test_phases_follow_the_decisions():
+    history = [
+        entry(0, "start", phase="detect"),
+        entry(15, "decay", phase="detect"),
+        entry(20, "detected", phase="detect"),
+        entry(50, "continue"),
+        # Divergence may be noticed in the cool-down, where no window ends.
+        entry(70, "decay"),
+    ]
+    expected = [
+        ("warm-up", 0, 10),
+        ("detect", 10, 15),
+        ("detect", 15, 20),
+        ("tune", 20, 50),
+        ("tune", 50, 60),
+        ("cool-down", 60, 100),
+    ]
+    assert phases(make_report(history)) == expected
+    assert phases(make_report([], config=ExpTestConfig(learning_rate=0.1, warmup=0.0, cooldown=0.0))) == [
+        ("tune", 0, 100)
+    ]
+    assert phases(make_report([], config=ExpTestConfig.paper(learning_rate=0.1))) == [("detect", 0, 100)]
+
+
+def test_rate_axis_is_logarithmic_and_does_not_follow_the_cool_down_to_zero():
+    rate_axes = make_report(rates=[*RATES[:-2], 1e-6, 0.0]).plot().figure.axes[1]
+    assert rate_axes.get_yscale() == "log"
+    # The lowest rate decided on is 0.1.
+    assert rate_axes.get_ylim()[0] == pytest.approx(0.1 / 30)
+    assert 0.3 < rate_axes.get_ylim()[1] < 1
+    # Without a cool-down the axis does not reach further than the rates.
+    steady = make_report(rates=[0.3] * 60 + [0.1] * 40).plot().figure.axes[1]
+    assert 0.05 < steady.get_ylim()[0] < 0.1
+
+
+def test_plot_without_decisions():
+    report = make_report([], config=ExpTestConfig(learning_rate=0.3))
+    loss_axes, rate_axes = report.plot().figure.axes
+    assert vertical_lines(loss_axes) == vertical_lines(rate_axes) == []
+    assert legend(loss_axes) == ["loss", "loss, smoothed"]
+
+
+def test_plot_with_search_has_its_own_panel():
+    axes = make_report(search=SEARCH).plot().figure.axes
+    assert [ax.get_ylabel() for ax in axes] == ["loss on held-out batches", "training loss", "learning rate"]
+    short, long = axes[0].lines[:2]
+    assert list(short.get_xdata()) == [0.3, 0.9]
+    assert short.get_linestyle() != long.get_linestyle()
+
+
+def test_plot_draws_the_loss_into_given_axes():
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert make_report(search=SEARCH).plot(right) is right
+    assert figure.axes == [left, right]
+    assert not left.lines
+    assert list(right.lines[0].get_ydata()) == LOSSES
+    assert len(vertical_lines(right)) == 4
+    assert len(right.patches) == 5
+    assert (right.get_xlabel(), right.get_ylabel()) == ("step", "training loss")
+
+
+def test_axis_of_a_run_stopped_in_its_warm_up_is_not_upside_down():
+    axes = make_report(HISTORY[:1], rates=[1e-4 * step for step in STEPS]).plot().figure.axes[1]
+    bottom, top = axes.get_ylim()
+    assert 1e-4 / 2 < bottom < 0.01 / 10
+    assert 0.01 < top < 0.02
+
+
+def test_frozen_first_group_is_drawn_on_a_linear_axis(tmp_path):
+    report = make_report(rates=[0.0] * 100)
+    assert report.plot().figure.axes[1].get_yscale() == "linear"
+    draw(report, tmp_path / "frozen.png")
+    assert plt.imread(tmp_path / "frozen.png").shape[:2] == (750, 1050)
+
+
+def test_run_that_logged_nothing_is_drawn(tmp_path):
+    draw(Report(CONFIG, 100, HISTORY, None, [], [], []), tmp_path / "empty.png")
+    assert plt.imread(tmp_path / "empty.png").shape[:2] == (750, 1050)
+
+
+def test_search_has_a_line_a_length_and_one_at_the_rate_found():
+    ax = plot_search(SEARCH)
+    assert ax.get_title() == "Before training: trials of each rate"
+    assert ax.get_xscale() == "log"
+    assert legend(ax) == [
+        "trial of 24 steps",
+        "trial of 48 steps",
+        "untouched model, or worse",
+        "found for 300 steps: 0.3",
+    ]
+    short, long, untouched, found = ax.lines
+    # A trial that diverged is drawn at the loss of the untouched model.
+    assert (list(short.get_xdata()), list(short.get_ydata())) == ([0.3, 0.9], [0.5, 0.75])
+    assert (list(long.get_xdata()), list(long.get_ydata())) == ([0.1], [0.5625])
+    assert list(untouched.get_ydata()) == [0.75, 0.75]
+    assert list(found.get_xdata()) == [0.3, 0.3]
+
+
+def test_inconclusive_search_is_not_drawn_as_if_it_had_found_a_rate():
+    ax, *_ = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH).plot().figure.axes
+    assert ax.get_title() == "Before training: no trial lowers the loss"
+    assert legend(ax) == ["trial of 24 steps", "trial of 48 steps", "untouched model, or worse"]
+    assert vertical_lines(ax) == []
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_search_on_a_model_without_a_finite_loss_is_drawn(tmp_path, loss):
+    search = dataclasses.replace(SEARCH, untouched_losses=[loss] * 12)
+    plot_search(search).figure.savefig(tmp_path / "search.png")
+    assert plt.imread(tmp_path / "search.png").ndim == 3
+
+
+def test_search_is_drawn_into_given_axes():
+    ax = Figure().subplots()
+    assert plot_search(SEARCH, ax) is ax
+    assert len(ax.lines) == 4
+
+
+def test_figures_are_not_registered_with_pyplot(tmp_path):
+    plt.close("all")
+    make_report(search=SEARCH).plot()
+    plot_search(SEARCH)
+    draw(make_report(search=SEARCH), tmp_path / "exptest.png")
+    assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1650)
+    assert plt.get_fignums() == []
+
+
+_WRITE = """
+import sys
+from reports import SEARCH, make_report
+from hf_exptest.report import write
+write(make_report(search=SEARCH), sys.argv[1], with_figure=True)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+# matplotlib itself refuses a name that it does not know.
+@pytest.mark.parametrize(("backend", "is_refused"), [("module://not_there", False), ("TkAgg", False), ("nope", True)])
+def test_broken_backend_costs_at_most_the_figure(tmp_path, backend, is_refused):
+    env = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parent)}
+    env.pop("DISPLAY", None)
+    done = subprocess.run([sys.executable, "-c", _WRITE, str(tmp_path)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert Report.load(tmp_path) == make_report(search=SEARCH)
+    assert ("exptest.png': ValueError: " in done.stderr) == is_refused
+    assert (tmp_path / "exptest.png").is_file() != is_refused
