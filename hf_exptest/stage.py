@@ -152,6 +152,8 @@ class Stage:
         for place in order[:_MAX_IDLE_BATCHES]:
             batch = self._train_batches[place]
             if self._loss_after_a_step(1.0, batch) != self._loss_after_a_step(0.0, batch):
+                # A search that has to end with an error ends soon.
+                self._snapshot.check()
                 bound = ray_bound(lambda rate, batch=batch: self._loss_after_a_step(rate, batch))  # type: ignore[misc]
                 self._snapshot.reset()
                 return bound

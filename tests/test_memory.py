@@ -4,14 +4,16 @@
 """What ExpTest holds while training, whatever the size of the model."""
 
 import gc
+import multiprocessing
 
 import pytest
 import torch
 from torch import nn
-from toys import classification_data, make_trainer
+from toys import InOrder, classification_data, make_args, make_trainer
 from transformers import TrainerCallback
 
-from hf_exptest import ExpTestCallback
+from hf_exptest import ExpTestCallback, find_learning_rate
+from hf_exptest.stage import Stage
 
 MIB = 2**20
 
@@ -58,3 +60,86 @@ def test_training_holds_no_buffer_of_the_model_s_size(tmp_path, width, correctio
     sample = 100_010 * 16 if correction else 0
     assert -0.1 * MIB < added < MIB + sample
     assert callback.search is not None
+
+
+class Counted(torch.utils.data.Dataset):
+    """As many rows as anybody wants; how many were read is told."""
+
+    def __init__(self):
+        self.rows = classification_data()
+        self.read = lambda: None
+
+    def __len__(self):
+        return 10**6
+
+    def __getitem__(self, i):
+        self.read()
+        return self.rows[i % len(self.rows)]
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """The batches that a search keeps, by batch in held-out and training ones."""
+    found = []
+    init = Stage.__init__
+
+    def spy(self, *args):
+        init(self, *args)
+        found.append((list(self._eval_batches), list(self._train_batches)))
+
+    monkeypatch.setattr(Stage, "__init__", spy)
+    return found
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("max_steps", [100, 5000])
+def test_a_search_keeps_so_many_batches_whatever_the_length_of_the_run(tmp_path, kept, max_steps, accumulation):
+    data, read = Counted(), []
+    data.read = lambda: read.append(1)
+    args = make_args(
+        tmp_path, max_steps=max_steps, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation
+    )
+    search = find_learning_rate(InOrder(model=Classifier(4), args=args, train_dataset=data))
+    ((held_out, rest),) = kept
+    assert (len(held_out), len(rest)) == (12, 52)
+    assert {len(micro_batches) for micro_batches, _ in held_out + rest} == {accumulation}
+    # Accelerate reads one micro-batch ahead.
+    assert len(read) == 2 * (64 * accumulation + 1)
+    # Longer trials read the same batches anew.
+    assert max(trial.num_steps for trial in search.trials) > 52
+
+
+def test_a_search_keeps_so_many_bytes(tmp_path, kept, monkeypatch):
+    # A batch of 8 rows of 8 floats and a label.
+    batch_bytes = 8 * (8 * 4 + 8)
+    monkeypatch.setattr("hf_exptest.stage.MAX_BYTES", 10 * batch_bytes + 1)
+    find_learning_rate(make_trainer(tmp_path, [], model=Classifier(4)))
+    monkeypatch.setattr("hf_exptest.stage.MAX_BYTES", 1)
+    find_learning_rate(make_trainer(tmp_path, [], model=Classifier(4)))
+    assert [(len(held_out), len(rest)) for held_out, rest in kept] == [(2, 8), (1, 1)]
+
+
+class Workers(TrainerCallback):
+    """Processes at the end of each step, and the loaders that Accelerate keeps."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.add(len(multiprocessing.active_children()))
+
+
+def test_the_loader_of_the_search_and_its_workers_are_gone(tmp_path):
+    workers = Workers()
+    callback = ExpTestCallback()
+    trainer = make_trainer(
+        tmp_path,
+        [callback, workers],
+        max_steps=10,
+        dataloader_num_workers=2,
+        dataloader_persistent_workers=True,
+    )
+    trainer.train()
+    assert callback.history[0]["test"] == "search"
+    assert workers.seen == {2}
+    assert len(trainer.accelerator._dataloaders) == 1
