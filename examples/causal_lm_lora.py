@@ -13,14 +13,14 @@ own model and data, from the Hub or from a local folder (with a column `text` or
 
 Expected at the end of the first command, after about a minute, up to a digit or so:
 
-    Loss on 261 held-out texts: 5.594 before training, 2.009 after.
-    ExpTest found the learning rate 0.0037 before the first step.
-    It rehearsed short runs from the same weights, beginning at the upper bound 0.05:
+    Loss on 261 held-out texts: 5.594 before training, 2.025 after.
+    ExpTest found the learning rate 0.0039 before the first step.
+    It tried short runs from the same weights, beginning at the upper bound 0.05:
     ...
-    The search took 281 steps in 21 s; then the model was put back as it was.
+    The search took 294 steps in 32 s; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.0037 (search)
-        step 90: loss still falls (p = 1.1e-11 over 60 steps): learning rate stays 0.0037
+        starts with learning rate 0.0039 (search)
+        step 90: loss still falls (p = 1.2e-09 over 60 steps): learning rate stays 0.0039
     Adapter, report and figure: causal-lm-lora-output
 """
 

@@ -18,13 +18,13 @@ Expected from the first command, after half a minute, up to a digit or so:
     0.0025             14   4.055
     0.0074             14   3.316
     0.022              14   3.375
-    0.067              14   3.409
-    0.2                14   3.522
-    0.0039             56   2.844
-    0.0068             56   2.862
-    0.012              56   2.977
-    0.02               56   2.928
-    found for 300 steps: 0.0013 (took 295 steps)
+    0.067              14   3.408
+    0.2                14   3.502
+    0.0039             56   2.846
+    0.0068             56   2.864
+    0.012              56   2.966
+    0.02               56   2.939
+    found for 300 steps: 0.0013 (took 308 steps)
     Figure: learning-rate.png
 """
 

@@ -15,14 +15,15 @@ a local folder (with a column `text`, as text files have):
 Expected at the end of the first command, after about a minute, up to a digit or so:
 
     Without a break, last loss 2.254. ExpTest found the learning rate 0.0015 before the first step.
-    It rehearsed short runs from the same weights, beginning at the upper bound 0.2:
+    It tried short runs from the same weights, beginning at the upper bound 0.2:
     ...
-    The search took 295 steps in 11 s; then the model was put back as it was.
+    The search took 308 steps in 12 s; then the model was put back as it was.
     Decisions:
         starts with learning rate 0.0015 (search)
         step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015
 
-    Resumed, last loss 2.254. The learning rate was not searched for.
+    Resumed, last loss 2.254. ExpTest found the learning rate 0.0015 before the first step.
+    ...
     Decisions:
         starts with learning rate 0.0015 (search)
         step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015

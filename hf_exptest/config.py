@@ -26,11 +26,11 @@ class ExpTestConfig:
         learning_rate (`float`, *optional*):
             Starting learning rate of the first parameter group. `None` lets ExpTest find it before the first step.
         search (`bool`, *optional*, defaults to `True`):
-            Whether to find the starting rate by rehearsals, see [`find_learning_rate`]. Without a search, training
-            starts from the upper bound along the first update, and DETECT lowers it. Of no effect outside the Trainer.
+            Whether to find the starting rate by trials, see [`find_learning_rate`]. Without a search, training starts
+            from the upper bound along the first update, and DETECT lowers it. Of no effect outside the Trainer.
         search_budget (`float`, *optional*, defaults to 0.15):
-            Optimizer steps that the search may spend, as a share of the training steps; short runs get the floor of
-            one short and one long round of rehearsals.
+            Optimizer steps that the trials may spend, as a share of the training steps; short runs get the floor of
+            five short trials and four long ones.
         warmup (`float`, *optional*, defaults to 0.1):
             Share of the training steps in which the learning rate rises linearly to its value. 0 turns it off.
         cooldown (`float`, *optional*, defaults to 0.7):
@@ -64,8 +64,8 @@ class ExpTestConfig:
     alpha: float = field(default=0.05, metadata={"help": "Significance level of both tests, in (0, 1)."})
     beta: float = field(default=1 / 3, metadata={"help": "Factor of each learning-rate decay, in (0, 1)."})
     learning_rate: float | None = field(default=None, metadata={"help": "Starting rate; None: ExpTest finds it."})
-    search: bool = field(default=True, metadata={"help": "Find the starting rate by rehearsals before step 1."})
-    search_budget: float = field(default=0.15, metadata={"help": "Share of the steps that the search may spend."})
+    search: bool = field(default=True, metadata={"help": "Find the starting rate by trials before step 1."})
+    search_budget: float = field(default=0.15, metadata={"help": "Share of the steps that the trials may spend."})
     warmup: float = field(default=0.1, metadata={"help": "Share of the steps with a rising rate, in [0, 1)."})
     cooldown: float = field(default=0.7, metadata={"help": "Share of the steps, at the end, with a falling rate."})
     window: float | None = field(default=0.2, metadata={"help": "Window as a share of the steps; None: the paper's."})

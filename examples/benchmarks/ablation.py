@@ -84,7 +84,7 @@ def search(task: str, seed: int, data: Path, settings: dict[str, Any], constants
 
 
 def search_row(found: LearningRateSearch) -> Row:
-    """The rate found, what simpler rules would have made of the same rehearsals, and the cost."""
+    """The rate found, what simpler rules would have made of the same trials, and the cost."""
     longest = max(trial.num_steps for trial in found.trials)
     longer = [trial for trial in found.trials if trial.num_steps == longest]
     untouched = mean(found.untouched_losses)
