@@ -204,6 +204,35 @@ def undone_train(trainer: Trainer) -> Iterator[None]:
         trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
 
 
+def why_not_searchable_with_deepspeed(trainer: Trainer) -> str | None:
+    """What is in the way of a search with DeepSpeed: whatever was not seen to be put back."""
+    engine: Any = trainer.model_wrapped
+    optimizer = type(engine.optimizer).__name__
+    if optimizer not in ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"):
+        return f"this DeepSpeed config leads to {optimizer}, which cannot be put back; use plain ZeRO stage 1, 2 or 3"
+    if type(engine).__name__ != "DeepSpeedEngine" or engine.has_moe_layers or engine.autotp_size() > 1:
+        return "DeepSpeed's pipeline, expert and tensor parallelism cannot be put back; use ZeRO alone"
+    if trainer.args.auto_find_batch_size:
+        return "DeepSpeed cannot be put back after the errors of auto_find_batch_size; give the batch size"
+    zero = engine._config.zero_config
+    unknown = {
+        "offload_param": _device(zero.offload_param) != "none",
+        "offload_optimizer to NVMe": _device(zero.offload_optimizer) == "nvme",
+        "zero_hpz_partition_size": zero.zero_hpz_partition_size > 1,
+        "zero_quantized_weights": zero.zero_quantized_weights or zero.zero_quantized_nontrainable_weights,
+        "zero_quantized_gradients": zero.zero_quantized_gradients,
+        "elastic_checkpoint": zero.elastic_checkpoint,
+    }
+    for name, is_on in unknown.items():
+        if is_on:
+            return f"DeepSpeed with {name} cannot be put back; turn it off"
+    return None
+
+
+def _device(offload: Any) -> Any:
+    return "none" if offload is None else offload.device
+
+
 class DeepSpeedState:
     """
     What DeepSpeed's engine changes, in memory, by the calls of its own `load_checkpoint`: each process keeps its shard

@@ -58,32 +58,37 @@ class Snapshot:
         `NotRestored`: on leaving, naming what has changed without having been copied.
 
     Attributes:
-        consumable (`list[str]`): data sources and iterators that a search would use up for good.
+        places ([`Places`]): what is kept besides tensors; its `consumable` names what a search would use up for good.
     """
 
     def __init__(self, trainer: Trainer, callbacks: Sequence[TrainerCallback] = ()) -> None:
         self._trainer = trainer
         self._model = trainer.model_wrapped
-        self._callbacks = callbacks
+        self.places = _places(trainer, callbacks, whole=not trainer.is_deepspeed_enabled)
 
     def __enter__(self) -> Snapshot:
         trainer = self._trainer
         self._random = random_states(trainer.args.device)
         self._modes = [(module, module.training) for module in self._model.modules()]
         self._engine = DeepSpeedState(trainer) if trainer.is_deepspeed_enabled else None
-        self._places = _places(trainer, self._callbacks, whole=self._engine is None)
-        self._tensors = _Tensors(self._places.tensors)
+        self._tensors = _Tensors(self.places.tensors)
         # A trial goes on with the scale that the one before it has found.
         scaler = Places()
         if getattr(trainer.accelerator, "scaler", None) is not None:
             scaler.add_attributes("scaler", trainer.accelerator.scaler)
         self._scaler, self._scaler_tensors = scaler, _Tensors(scaler.tensors)
-        self.consumable = self._places.consumable
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._engine is not None and exc is not None and self._trainer.accelerator.num_processes > 1:
+            # DeepSpeed puts weights back with all processes together. Those without an error would never get here, and
+            # it is the error that the user should see.
+            logger.warning(
+                "An error ended ExpTest's search with DeepSpeed; the weights are not put back, load them again."
+            )
+            return
         self.reset()
         if self._engine is not None:
             self._engine.close()
@@ -105,7 +110,7 @@ class Snapshot:
             # After a forward pass alone, FSDP2 keeps some parameters whole, and would go on with those.
             if isinstance(module, FSDPModule):
                 module.reshard()
-        self._places.restore()
+        self.places.restore()
         self._tensors.restore()
         if self._engine is not None:
             self._engine.reset()
@@ -127,11 +132,14 @@ class Snapshot:
 
 
 def _places(trainer: Trainer, callbacks: Sequence[TrainerCallback], whole: bool) -> Places:
-    """Everything of a Trainer that a step, or reading a batch, may change; without parameters if not `whole`."""
+    """Everything of a Trainer that a step, or reading a batch, may change; but for DeepSpeed's, if not `whole`."""
     places = Places()
     if not whole:
-        for parameter in trainer.model_wrapped.parameters():
-            places.skip(parameter)
+        engine: Any = trainer.model_wrapped
+        # It can be reached through its hooks, too.
+        places.skip(engine)
+        for tensor in (*engine.parameters(), *(p for group in engine.optimizer.param_groups for p in group["params"])):
+            places.skip(tensor)
     places.skip(trainer)
     places.skip(trainer.eval_dataset)
     places.add("model", trainer.model)
@@ -139,9 +147,9 @@ def _places(trainer: Trainer, callbacks: Sequence[TrainerCallback], whole: bool)
     for name, source in zip(("train_dataset", "data_collator", "train_dataloader"), data, strict=True):
         places.add(name, source, is_data=True)
     if whole:
-        # Inside Accelerate's wrapper, which has counters of its own.
-        places.add_attributes("accelerated_optimizer", trainer.optimizer)
         places.add("optimizer", getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+        # Accelerate's wrapper has counters of its own.
+        places.add_attributes("accelerated_optimizer", trainer.optimizer)
     for owner in (trainer, trainer.state, trainer.control):
         places.add_attributes(type(owner).__name__, owner)
     for callback in callbacks:

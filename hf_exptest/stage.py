@@ -31,6 +31,7 @@ from .internals import (
     prepare_inputs,
     quiet,
     read_batches,
+    why_not_searchable_with_deepspeed,
 )
 from .processes import fewest_over_processes, mean_over_processes
 from .scheduler import reference_group, set_learning_rates
@@ -73,21 +74,32 @@ def open_stage(trainer: Trainer, config: ExpTestConfig, num_batches: int, progre
     Raises:
         `NotSearchable`: naming what cannot be put back, before anything is read or changed.
     """
-    with quiet(trainer) as callbacks, Snapshot(trainer, callbacks) as snapshot:
+    with quiet(trainer) as callbacks:
+        snapshot = Snapshot(trainer, callbacks)
         reason = _why_not_searchable(trainer, snapshot)
         if reason is not None:
+            # Asking a data set for iterators may have moved it.
+            snapshot.places.restore()
             raise NotSearchable(reason)
-        yield Stage(trainer, snapshot, config, num_batches, gradient_callbacks(callbacks), progress)
+        with snapshot:
+            yield Stage(trainer, snapshot, config, num_batches, gradient_callbacks(callbacks), progress)
 
 
 def _why_not_searchable(trainer: Trainer, snapshot: Snapshot) -> str | None:
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        return "tensor, context and sequence parallelism were not seen to be put back; use data parallelism alone"
+    if trainer.is_deepspeed_enabled:
+        reason = why_not_searchable_with_deepspeed(trainer)
+        if reason is not None:
+            return reason
     if trainer.is_fsdp_enabled and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
         return "FSDP1 flattens the parameters, which cannot be put back; use fsdp_version: 2"
     dataset = trainer.train_dataset
     if dataset is not None and _is_one_shot(dataset):
         return f"train_dataset={type(dataset).__name__} can be read only once"
-    if snapshot.consumable:
-        return f"{snapshot.consumable[0]} can be read only once"
+    if snapshot.places.consumable:
+        return f"{snapshot.places.consumable[0]} can be read only once"
     return None
 
 
@@ -135,7 +147,7 @@ class Stage:
         batches = _cache_batches(trainer, num_batches)
         num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
         self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
-        self._evaluates_in_training_mode = not self._has_loss_in_eval_mode()
+        self._in_training_mode, self._with_grad = self._first_that_works()
         self.untouched = self._evaluate(self._eval_batches)
         self._untouched_curve = self._evaluate(self._train_batches)
         # A batch may have no loss at all, so that any would look high beside it.
@@ -226,23 +238,27 @@ class Stage:
         call_before_step(self._trainer, [callback])
         return _fingerprint(self._model) != before
 
-    def _has_loss_in_eval_mode(self) -> bool:
-        """Detection models, for example, return detections there."""
-        self._evaluates_in_training_mode = False
-        try:
-            self._evaluate(self._eval_batches[:1])
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return False
-        return True
+    def _first_that_works(self) -> tuple[bool, bool]:
+        """
+        Whether the model has to be in training mode for its loss, as detection models have, and whether gradients have
+        to be on, as for losses that contain some.
+        """
+        for mode in ((False, False), (False, True), (True, False)):
+            self._in_training_mode, self._with_grad = mode
+            try:
+                self._evaluate(self._eval_batches[:1])
+                return mode
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+        # As in a training step.
+        return True, True
 
-    @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch]) -> list[float]:
         """Global loss of the present weights on each batch, without dropout where there is a loss without it."""
         trainer = self._trainer
-        self._model.train(self._evaluates_in_training_mode)
-        if self._evaluates_in_training_mode:
+        self._model.train(self._in_training_mode)
+        if self._in_training_mode:
             # The same dropout masks each time.
             self._snapshot.reset_random()
         losses = []
@@ -251,10 +267,10 @@ class Stage:
             parts = []
             for micro in micro_batches:
                 inputs = prepare_inputs(trainer, micro)
-                with trainer.compute_loss_context_manager():
+                with torch.set_grad_enabled(self._with_grad), trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(self._model, inputs, num_items_in_batch=num_items)
                 assert isinstance(loss, torch.Tensor)
-                parts.append(loss.float())
+                parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean() if num_items is None else torch.stack(parts).sum())
         self._model.train()
         return self._reduce(losses)

@@ -64,7 +64,7 @@ MUTANTS = [
     (
         "attributes and items come back",
         "snapshot.py",
-        "        self._places.restore()\n        self._tensors",
+        "        self.places.restore()\n        self._tensors",
         "        self._tensors",
         "tests/test_put_back.py -k counters",
     ),
@@ -162,7 +162,7 @@ MUTANTS = [
     (
         "sources that can be read only once are noticed",
         "stage.py",
-        "    if snapshot.consumable:\n",
+        "    if snapshot.places.consumable:\n",
         "    if False:\n",
         "tests/test_put_back.py -k noticed",
     ),

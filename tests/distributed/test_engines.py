@@ -1,0 +1,50 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The search under torch's own engines, and as transformers itself shards; DeepSpeed is in test_deepspeed.py."""
+
+import inspect
+from types import SimpleNamespace
+
+import engines
+import pytest
+import torch
+from transformers import distributed
+
+from hf_exptest.stage import _why_not_searchable
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+IS_TORCH_2_6 = torch.__version__.startswith("2.6.")
+CAN_SHARD_ITSELF = "fsdp_size" in inspect.signature(distributed.DistributedConfig).parameters
+
+
+def test_a_training_is_the_same_after_a_search(tmp_path):
+    kinds = {"ddp": ["DistributedDataParallel", "AdamW", ["Tensor"]]}
+    if CAN_SHARD_ITSELF:
+        kinds["native"] = ["FSDPGPT2LMHeadModel", "AdamW", ["DTensor"]]
+    if not IS_TORCH_2_6:
+        kinds["fsdp2"] = ["FSDPGPT2LMHeadModel", "AdamW", ["DTensor"]]
+    ((one,),) = engines.run(tmp_path / "one", 1, {"scenario": "find", "engine": "single"})
+    runs = [{"scenario": name, "engine": engine} for engine in kinds for name in ("find", "search")]
+    # test_torchrun.py compares DistributedDataParallel with one process.
+    del runs[0]
+    results = engines.run(tmp_path / "two", 2, *runs, {"scenario": "refused", "engine": "fsdp1"})
+    for rank in results.pop():
+        assert (rank["world_size"], rank["kind"][0]) == (2, "FullyShardedDataParallel")
+        assert "FSDP1 flattens the parameters" in rank["why"]
+        assert (rank["start"]["test"], rank["steps"]) == ("training_arguments", 12)
+    for setting, ranks in zip(runs, results, strict=True):
+        engines.assert_same_training(ranks, kinds[setting["engine"]])
+        engines.assert_same_search(ranks, one if setting["scenario"] == "find" else None)
+
+
+def test_parallelism_that_was_never_tried_is_refused():
+    parallelism = SimpleNamespace(non_data_parallel_size=2)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(parallelism_config=parallelism))
+    assert "tensor, context and sequence parallelism" in _why_not_searchable(trainer, None)
+
+
+@pytest.mark.skipif(not CAN_SHARD_ITSELF, reason="this transformers does not shard a model itself")
+def test_an_error_on_one_process_ends_all(tmp_path):
+    engines.assert_an_error_of_one_ends_all(tmp_path, "native")
