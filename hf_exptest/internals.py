@@ -204,8 +204,27 @@ def undone_train(trainer: Trainer) -> Iterator[None]:
         trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
 
 
-def why_not_searchable_with_deepspeed(trainer: Trainer) -> str | None:
-    """What is in the way of a search with DeepSpeed: whatever was not seen to be put back."""
+def engine_in_the_way(trainer: Trainer) -> str | None:
+    """What of the set-up keeps a search from putting everything back: all that it was not seen to be exact with."""
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        return "tensor, context and sequence parallelism were not seen to be put back; use data parallelism alone"
+    if trainer.is_deepspeed_enabled:
+        return _deepspeed_in_the_way(trainer)
+    native = getattr(getattr(trainer.model, "config", None), "distributed_config", None)
+    groups = [getattr(owner, "dp_replicate_size", 1) or 1 for owner in (native, parallelism)]
+    if max(groups) > 1:
+        return "groups of processes that shard each for itself (HSDP) were not seen to be put back; use one group"
+    if trainer.is_fsdp_enabled:
+        plugin = trainer.accelerator.state.fsdp_plugin
+        if getattr(plugin, "fsdp_version", 1) != 2:
+            return "FSDP1 flattens the parameters, which cannot be put back; use fsdp_version: 2"
+        if type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy":
+            return "FSDP2 with its parameters on the CPU was not seen to be put back; set fsdp_offload_params: false"
+    return None
+
+
+def _deepspeed_in_the_way(trainer: Trainer) -> str | None:
     engine: Any = trainer.model_wrapped
     optimizer = type(engine.optimizer).__name__
     if optimizer not in ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"):
@@ -222,6 +241,8 @@ def why_not_searchable_with_deepspeed(trainer: Trainer) -> str | None:
         "zero_quantized_weights": zero.zero_quantized_weights or zero.zero_quantized_nontrainable_weights,
         "zero_quantized_gradients": zero.zero_quantized_gradients,
         "elastic_checkpoint": zero.elastic_checkpoint,
+        "torch_autocast": engine.torch_autocast_enabled(),
+        "deepcompile": engine.is_deepcompile_enabled(),
     }
     for name, is_on in unknown.items():
         if is_on:

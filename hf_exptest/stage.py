@@ -26,12 +26,12 @@ from .internals import (
     backward_context,
     call_before_step,
     clip_gradients,
+    engine_in_the_way,
     gradient_callbacks,
     is_out_of_memory,
     prepare_inputs,
     quiet,
     read_batches,
-    why_not_searchable_with_deepspeed,
 )
 from .processes import fewest_over_processes, mean_over_processes
 from .scheduler import reference_group, set_learning_rates
@@ -86,15 +86,9 @@ def open_stage(trainer: Trainer, config: ExpTestConfig, num_batches: int, progre
 
 
 def _why_not_searchable(trainer: Trainer, snapshot: Snapshot) -> str | None:
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    if parallelism is not None and parallelism.non_data_parallel_size > 1:
-        return "tensor, context and sequence parallelism were not seen to be put back; use data parallelism alone"
-    if trainer.is_deepspeed_enabled:
-        reason = why_not_searchable_with_deepspeed(trainer)
-        if reason is not None:
-            return reason
-    if trainer.is_fsdp_enabled and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
-        return "FSDP1 flattens the parameters, which cannot be put back; use fsdp_version: 2"
+    reason = engine_in_the_way(trainer)
+    if reason is not None:
+        return reason
     dataset = trainer.train_dataset
     if dataset is not None and _is_one_shot(dataset):
         return f"train_dataset={type(dataset).__name__} can be read only once"
@@ -245,17 +239,25 @@ class Stage:
         """
         for mode in ((False, False), (False, True), (True, False)):
             self._in_training_mode, self._with_grad = mode
+            has_failed = False
             try:
-                self._evaluate(self._eval_batches[:1])
-                return mode
+                self._losses(self._eval_batches[:1])
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
+                has_failed = True
+            # All processes go the same way, also where one alone has failed.
+            if fewest_over_processes(int(not has_failed), self._trainer.accelerator) == 1:
+                return mode
         # As in a training step.
         return True, True
 
     def _evaluate(self, batches: Sequence[Batch]) -> list[float]:
         """Global loss of the present weights on each batch, without dropout where there is a loss without it."""
+        return self._reduce(self._losses(batches))
+
+    def _losses(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """The same, as this process alone sees it."""
         trainer = self._trainer
         self._model.train(self._in_training_mode)
         if self._in_training_mode:
@@ -273,7 +275,7 @@ class Stage:
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean() if num_items is None else torch.stack(parts).sum())
         self._model.train()
-        return self._reduce(losses)
+        return losses
 
     def _copy(self, batch: Batch) -> Batch:
         # The user's training_step gets what the Trainer's loader would give it: batches on the device.
