@@ -354,7 +354,11 @@ def test_training_after_a_search_equals_training_given_the_rate(tmp_path, case):
         assert_same_weights(weights(one), weights(other))
 
 
-@pytest.mark.parametrize("case", CASES)
+# The same search, by another way.
+ALONE = ["teacher, rebound", "counters", "weights of the loss", "LoRA with NEFTune", "stream from a file"]
+
+
+@pytest.mark.parametrize("case", ALONE)
 def test_find_learning_rate_leaves_no_trace(tmp_path, case):
     expected, expected_modules = CASES[case](tmp_path, [])
     expected.train()

@@ -110,16 +110,16 @@ def make(path, where, fails, callback):
 
 # Calls that a search makes of each. Where the first evaluation fails, the search tries one in training mode.
 WHERE = {
-    "forward": (2, 3, 12, 13, 30, 64, 65, 66, 67, 70, 95, 150, 270),
-    "backward": (1, 2, 3, 10, 14, 15, 16, 20, 30, 45, 90, 150, 250),
-    "step": (1, 2, 3, 10, 14, 15, 16, 20, 30, 45, 90, 150, 250),
-    "training": (1, 2, 3, 10, 14, 15, 30, 90, 150, 250),
+    "forward": (2, 3, 12, 13, 20, 30, 64, 65, 66, 67, 70, 80, 95),
+    "backward": (1, 2, 3, 4, 5, 10, 14, 15, 16, 20, 30, 45),
+    "step": (1, 2, 3, 4, 5, 10, 14, 15, 16, 20, 30, 250),
+    "training": (1, 2, 3, 5, 10, 14, 15, 20, 30, 45),
     "evaluation": (2, 12, 13, 30, 64, 66, 70, 80, 100),
     "data": (1, 2, 8, 9, 100, 101, 300, 512),
-    "clip": (1, 2, 10, 15, 30, 90, 200),
-    "callback": (1, 2, 10, 15, 30, 90, 200),
-    "training_step": (1, 2, 10, 15, 30, 90, 200),
-    "compute_loss": (2, 3, 13, 30, 65, 66, 70, 90, 150, 270),
+    "clip": (1, 2, 5, 10, 15, 30, 45),
+    "callback": (1, 2, 5, 10, 15, 30, 45),
+    "training_step": (1, 2, 5, 10, 15, 30, 90),
+    "compute_loss": (2, 3, 13, 30, 65, 66, 70, 90, 120, 270),
     "get_batch_samples": (1, 2, 20, 63),
     "get_train_dataloader": (2,),
 }

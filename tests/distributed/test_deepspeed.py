@@ -10,9 +10,10 @@ import engines
 import pytest
 import toys
 
-from hf_exptest.internals import why_not_searchable_with_deepspeed
-
 pytest.importorskip("deepspeed")
+
+from hf_exptest.internals import engine_in_the_way
+
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 OPTIMIZERS = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
@@ -91,6 +92,8 @@ def test_what_cannot_be_put_back_is_refused_and_trained(tmp_path):
         ({"has_moe_layers": True}, "expert"),
         ({"autotp_size": 2}, "tensor"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"torch_autocast_enabled": True}, "torch_autocast"),
+        ({"is_deepcompile_enabled": True}, "deepcompile"),
     ],
 )
 def test_the_reason_names_the_setting(change, reason):
@@ -103,13 +106,20 @@ def test_the_reason_names_the_setting(change, reason):
         "has_moe_layers": False,
         "autotp_size": 1,
         "auto_find_batch_size": False,
+        "torch_autocast_enabled": False,
+        "is_deepcompile_enabled": False,
         **change,
     }
     zero = {key: value for key, value in change.items() if key in DeepSpeedZeroConfig.model_fields}
     engine = type(settings["engine"], (), {})()
     engine.optimizer = type(settings["optimizer"], (), {})()
-    engine.has_moe_layers, engine.autotp_size = settings["has_moe_layers"], lambda: settings["autotp_size"]
+    engine.has_moe_layers = settings["has_moe_layers"]
+    for name in ("autotp_size", "torch_autocast_enabled", "is_deepcompile_enabled"):
+        setattr(engine, name, lambda name=name: settings[name])
     engine._config = SimpleNamespace(zero_config=DeepSpeedZeroConfig(stage=3, **zero))
     args = SimpleNamespace(auto_find_batch_size=settings["auto_find_batch_size"])
-    why = why_not_searchable_with_deepspeed(SimpleNamespace(model_wrapped=engine, args=args))
+    trainer = SimpleNamespace(
+        model_wrapped=engine, args=args, accelerator=SimpleNamespace(), is_deepspeed_enabled=True
+    )
+    why = engine_in_the_way(trainer)
     assert why is None if reason is None else reason in why

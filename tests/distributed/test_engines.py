@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import distributed
 
+from hf_exptest.internals import engine_in_the_way
 from hf_exptest.stage import _why_not_searchable
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -26,7 +27,9 @@ def test_a_training_is_the_same_after_a_search(tmp_path):
     if not IS_TORCH_2_6:
         kinds["fsdp2"] = ["FSDPGPT2LMHeadModel", "AdamW", ["DTensor"]]
     ((one,),) = engines.run(tmp_path / "one", 1, {"scenario": "find", "engine": "single"})
-    runs = [{"scenario": name, "engine": engine} for engine in kinds for name in ("find", "search")]
+    runs = [{"scenario": "find", "engine": engine} for engine in kinds]
+    # With a checkpoint, too, of which transformers' own sharding makes none; test_torchrun.py has those of DDP.
+    runs += [{"scenario": "search", "engine": "fsdp2"}] if "fsdp2" in kinds else []
     # test_torchrun.py compares DistributedDataParallel with one process.
     del runs[0]
     results = engines.run(tmp_path / "two", 2, *runs, {"scenario": "refused", "engine": "fsdp1"})
@@ -48,3 +51,32 @@ def test_parallelism_that_was_never_tried_is_refused():
 @pytest.mark.skipif(not CAN_SHARD_ITSELF, reason="this transformers does not shard a model itself")
 def test_an_error_on_one_process_ends_all(tmp_path):
     engines.assert_an_error_of_one_ends_all(tmp_path, "native")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"fsdp_version": 1}, "use fsdp_version: 2"),
+        ({"cpu_offload": type("CPUOffloadPolicy", (), {})()}, "fsdp_offload_params: false"),
+        ({"non_data_parallel_size": 2}, "use data parallelism alone"),
+        ({"dp_replicate_size": 2}, "HSDP"),
+        ({"native": 2}, "HSDP"),
+    ],
+)
+def test_the_reason_names_what_was_not_seen_to_be_exact(change, reason):
+    """On stand-ins, since a CPU runs few of them."""
+    plugin = SimpleNamespace(fsdp_version=change.get("fsdp_version", 2), cpu_offload=change.get("cpu_offload"))
+    parallelism = SimpleNamespace(
+        non_data_parallel_size=change.get("non_data_parallel_size", 1),
+        dp_replicate_size=change.get("dp_replicate_size"),
+    )
+    config = SimpleNamespace(distributed_config=SimpleNamespace(dp_replicate_size=change.get("native", 1)))
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=False,
+        is_fsdp_enabled=True,
+        model=SimpleNamespace(config=config),
+        accelerator=SimpleNamespace(parallelism_config=parallelism, state=SimpleNamespace(fsdp_plugin=plugin)),
+    )
+    why = engine_in_the_way(trainer)
+    assert why is None if reason is None else reason in why

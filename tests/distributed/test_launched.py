@@ -21,7 +21,6 @@ FOLDER = Path(__file__).parents[2] / "examples" / "accelerate"
 @pytest.mark.parametrize(
     ("name", "engine", "stage"),
     [
-        ("one_node", "DistributedDataParallel", None),
         ("fsdp2", "FSDPGPT2LMHeadModel", None),
         ("deepspeed_zero2", "DeepSpeedEngine", 2),
         ("deepspeed_zero3", "DeepSpeedEngine", 3),

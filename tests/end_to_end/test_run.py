@@ -174,9 +174,8 @@ def test_without_the_flag_the_script_runs_as_ever(tmp_path):
     assert len(logged(folders[0], "loss")) == 30
 
 
-@pytest.mark.parametrize("flags", [[], ["--exptest", "--exptest_alpha", "0.01"]])
-def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path, flags):
-    python(*LAUNCHER, script("save_arguments"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", *flags)
+def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path):
+    python(*LAUNCHER, script("save_arguments"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false")
     done = python(
         "-c",
         "import sys, torch; sys.modules['hf_exptest'] = None\n"
@@ -185,7 +184,7 @@ def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path, flags):
         "    print(type(args).__module__, type(args).__name__, args.output_dir, args.exptest, args.exptest_alpha)",
         *(str(path) for path in sorted(tmp_path.iterdir())),
     )
-    values = f"{tmp_path} {bool(flags)} {0.01 if flags else 0.05}"
+    values = f"{tmp_path} False 0.05"
     assert done.stdout.splitlines() == [
         f"trl.trainer.sft_config SFTConfig {values}",
         f"transformers.training_args_seq2seq Seq2SeqTrainingArguments {values}",
