@@ -313,8 +313,9 @@ class ExpTestCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # After the last `on_train_begin`, in which Sentence Transformers reads the arguments for its card.
-        report = self.report()
-        correct_card_data(self._connected()[0].model, report.starting_rate, card_schedule(report.config))
+        model: Any = self._connected()[0].model
+        if hasattr(model, "model_card_data"):
+            correct_card_data(model.model_card_data, self.report().starting_rate, card_schedule(self.config))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

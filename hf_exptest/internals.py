@@ -167,13 +167,12 @@ def adopt_scheduler(trainer: Trainer, scheduler: torch.optim.lr_scheduler.LRSche
     trainer._created_lr_scheduler = True
 
 
-def correct_card_data(model: Any, learning_rate: float, schedule: str) -> None:
+def correct_card_data(data: Any, learning_rate: float, schedule: str) -> None:
     """
     Correct what Sentence Transformers says of the rate in the card that it writes whenever it saves the model.
 
     Its own callback copies TrainingArguments into these dicts in `on_train_begin`, after ours.
     """
-    data = getattr(model, "model_card_data", None)
     for name in ("all_hyperparameters", "non_default_hyperparameters"):
         values = getattr(data, name, None)
         if values is not None:

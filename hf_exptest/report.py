@@ -101,9 +101,10 @@ class Report:
     def _start(self) -> tuple[float, str]:
         if self.history and self.history[0]["decision"] == "start":
             return self.history[0]["learning_rate"], self.history[0]["test"]
-        if self.config.learning_rate is None:
-            raise ValueError("The report does not say what learning rate training started from.")
-        return self.config.learning_rate, "given"
+        if self.config.learning_rate is not None:
+            return self.config.learning_rate, "given"
+        # Resumed, without saying so again, from a checkpoint whose rate was given.
+        return max(self.learning_rates, default=math.nan), "checkpoint"
 
     def rate_at(self, step: int) -> float:
         """The rate in force after `step` steps, before warm-up and cool-down."""

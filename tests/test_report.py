@@ -53,9 +53,12 @@ def test_rate_at_a_step_is_the_one_decided_on_before():
     assert [given.rate_at(step) for step in (59, 60)] == [0.7, 0.1]
 
 
-def test_report_without_any_start_says_so():
-    with pytest.raises(ValueError, match="does not say what learning rate training started from"):
-        make_report([]).summary()
+def test_a_report_without_a_start_goes_by_the_log():
+    # Resumed without a rate from a checkpoint whose rate was given: no entry says it, and no training may end by that.
+    resumed = make_report([])
+    assert (resumed.starting_rate, resumed.rate_source) == (0.3, "checkpoint")
+    assert resumed.summary().startswith("Training started from the learning rate of a checkpoint, 0.3")
+    assert math.isnan(dataclasses.replace(resumed, steps=[], losses=[], learning_rates=[]).starting_rate)
 
 
 def test_summary_says_how_the_rate_was_found():
@@ -209,7 +212,6 @@ def change(values, *path, **changes):
         (("config",), {"alpha": 2.0}, "alpha=2.0"),
         (("config",), {"learning_rate": -1.0}, "learning_rate=-1.0"),
         (("history", 0), {"test": "oracle"}, "a learning rate from 'oracle', not one of"),
-        (("history", 0), {"decision": "continue"}, "does not say what learning rate training started from"),
         (("history", 1), {"p_value": None, "window": None}, r"history lacks \['p_value', 'window'\]"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from toys import StopAt, assert_same_weights, language_data, language_model, make_trainer, weights
+from transformers import PretrainedConfig
 
 from hf_exptest import ExpTestCallback
 
@@ -135,3 +136,17 @@ def test_thirty_kills_lose_nothing():
     assert result["partial_checkpoints"] > 0
     assert result["finished"] >= 1
     assert result["equal"] == result["finished"]
+
+
+def test_a_given_rate_need_not_be_given_again(tmp_path):
+    saved = {"save_strategy": "steps", "save_steps": 20}
+    make_trainer(tmp_path, [ExpTestCallback(learning_rate=0.02)], **saved).train()
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], **saved)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert trainer.state.global_step == 40
+    assert callback.search is None
+    assert callback.report().starting_rate == 0.02
+    trainer.model.config = PretrainedConfig()
+    trainer.create_model_card()
+    assert "- learning_rate: 0.02\n" in (tmp_path / "README.md").read_text()
