@@ -297,7 +297,7 @@ class ExpTestScheduler(LRScheduler):
         self._controller.load_state_dict(state_dict["controller"])
         self._buffer = list(state_dict["buffer"])
         self._pending = None
-        self.search = state_dict["search"]
+        self.search = state_dict.get("search")
         if self._meter is not None:
             self._meter.load_state_dict(state_dict["path"])
 

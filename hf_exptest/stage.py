@@ -180,7 +180,7 @@ class Stage:
         if self._progress is not None:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
         self._snapshot.reset()
-        shape = _miniature(self._config, num_steps, self._trainer.state.max_steps)
+        shape = _shape_of_trial(self._config, num_steps, self._trainer.state.max_steps)
         curve: list[float] = []
         rates: list[float] = []
         num_high = 0
@@ -287,7 +287,7 @@ class Stage:
         return [float(x) for x in mean_over_processes(stacked, self._trainer.accelerator).tolist()]
 
 
-def _miniature(config: ExpTestConfig, num_steps: int, num_training_steps: int) -> ExpTestConfig:
+def _shape_of_trial(config: ExpTestConfig, num_steps: int, num_training_steps: int) -> ExpTestConfig:
     """The shape of the run in `num_steps` steps: the same shares, but as many steps of warm-up as fit."""
     share = min(config.warmup * num_training_steps / num_steps, _MAX_WARMUP, 1 - config.cooldown)
     return dataclasses.replace(config, warmup=max(config.warmup, share))
