@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from transformers.utils import logging
 
 from .checks import check_trainer, is_preference_trainer, replaced_arguments
 from .config import ExpTestConfig
-from .finder import first_update_bound, search_learning_rate
 from .internals import adopt_scheduler, correct_card_data, find_trainer, is_out_of_memory, is_patched_by, patch
+from .look import first_update_bound, look
 from .loss_signal import LossSignal
 from .processes import same_on_all
 from .report import (
@@ -33,27 +35,37 @@ from .report import (
     search_to_dict,
     write,
 )
-from .scheduler import ExpTestScheduler
-from .search import LearningRateSearch
+from .scheduler import BELOW_BOUND, ExpTestScheduler
+from .search import MIN_STEPS, START_SHARE, LearningRateSearch, search_steps
 from .snapshot import NotRestored
 from .stage import NotSearchable
 from .training_args import ExpTestArgumentsMixin
 
 logger = logging.get_logger(__name__)
 
+# Fewer steps than for three short trials are not worth a look.
+_FEWEST_STEPS = 3 * MIN_STEPS
+
+
+class NothingFound(Exception):
+    """No rate of a look helps."""
+
 
 class ExpTestCallback(TrainerCallback):
     """
     [`TrainerCallback`] that chooses the learning rate: `Trainer(..., callbacks=[ExpTestCallback()])`.
 
-    It replaces the Trainer's learning-rate scheduler by an [`ExpTestScheduler`], finds the starting rate before the
-    first step, and feeds the scheduler with the loss of every optimizer step, reduced over all processes. Ratios
-    between the rates of parameter groups are kept. Training starts from `TrainingArguments.learning_rate` only where
-    the search finds no rate that helps, or cannot be made: a warning says why.
+    It replaces the Trainer's learning-rate scheduler by an [`ExpTestScheduler`], and feeds it with the loss of every
+    optimizer step, reduced over all processes. Training starts far below an upper bound. At the end of the warm-up
+    ExpTest looks at other rates: it trains a few steps with each, from the present weights, and goes on with the one
+    whose loss on held-out batches is lowest, if the difference is significant. A later test that finds the loss
+    standing still asks for another look, as far as its steps allow. Ratios between the rates of parameter groups are
+    kept. `TrainingArguments.learning_rate` is only used where no rate helps, or where there can be no look: a warning
+    says why.
 
-    The search runs the user's code, and puts everything back (see [`Snapshot`]). Nothing that is logged meanwhile is
-    seen. Of the other callbacks, those that change gradients in `on_pre_optimizer_step` take part in it. One callback
-    serves several Trainers, one training after the other.
+    A look runs the user's code, and puts everything back (see [`Snapshot`]). Nothing that is logged meanwhile is seen.
+    Of the other callbacks, those that change gradients in `on_pre_optimizer_step` take part in it. One callback serves
+    several Trainers, one training after the other.
 
     Args:
         config ([`ExpTestConfig`], *optional*): the settings.
@@ -61,15 +73,15 @@ class ExpTestCallback(TrainerCallback):
 
     Each logged training step carries `exptest_phase` (0 warm-up, 1 DETECT, 2 TUNE, 3 cool-down), `exptest_decays` and,
     once there was a test, `exptest_p_value` and `exptest_window` of the last one; the last row carries
-    `exptest_search_runtime`, the seconds of the search, which `train_runtime` and the speeds leave out. `exptest.json`
-    is written to `output_dir` after the search, at each checkpoint and at the end, and then, with matplotlib,
-    `exptest.png`: see [`Report`] and the command `hf-exptest`. The model card (`create_model_card`, `push_to_hub`)
-    tells of them too.
+    `exptest_search_runtime` and `exptest_search_steps`, the seconds and optimizer steps of all looks, which
+    `train_runtime` and the speeds leave out. `exptest.json` is written to `output_dir` at the start, after each look,
+    at each checkpoint and at the end, and then, with matplotlib, `exptest.png`: see [`Report`] and the command
+    `hf-exptest`. The model card (`create_model_card`, `push_to_hub`) tells of them too.
 
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
-        search ([`LearningRateSearch`] or `None`): the search of this training; that of a training which was resumed is
-            in `report()`.
+        search ([`LearningRateSearch`] or `None`): the first look of this training; all of them, also those made before
+            it was resumed, are in `report().searches`.
 
     Example:
 
@@ -78,10 +90,10 @@ class ExpTestCallback(TrainerCallback):
         >>> callback = ExpTestCallback()
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
         >>> result = trainer.train()
-        ExpTest: starts with learning rate ... (search)...
-        >>> [entry["decision"] for entry in callback.history][0]
-        'start'
-        >>> callback.search.learning_rate == callback.history[0]["learning_rate"]
+        ExpTest: starts with learning rate ...
+        >>> [entry["decision"] for entry in callback.history][:2]
+        ['start', 'raise']
+        >>> callback.search.learning_rate == callback.history[1]["learning_rate"]
         True
     """
 
@@ -165,7 +177,8 @@ class ExpTestCallback(TrainerCallback):
                 logs["learning_rate"] = self._scheduler.previous_rate
             if "train_runtime" in logs and self._search_seconds:
                 # These are the metrics that `train()` returns, too.
-                logs.update(_without_search(logs, self._search_seconds))
+                num_steps = sum(search["num_steps"] for search in self._scheduler.searches)
+                logs.update(_without_search(logs, self._search_seconds, num_steps))
             start_time = None if start_time is None else start_time + self._search_seconds
         log(logs, *([] if start_time is None else [start_time]), **kwargs)
 
@@ -234,59 +247,114 @@ class ExpTestCallback(TrainerCallback):
             self._go_on_without_state(trainer, scheduler)
         elif scheduler.last_epoch == 0 and self.config.learning_rate is None:
             self._find_start(trainer, scheduler)
+            if self.history[0]["test"] != BELOW_BOUND:
+                self._warn_of_replaced(trainer, scheduler)
+        scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
+        self._look_if_due(trainer, scheduler)
         self._signal.clear()
         self._report(state, args)
         self._write(state, args)
 
     def _find_start(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        """Set the rate of the first steps: a share of the bound if there will be a look, else the bound itself."""
         began = time.monotonic()
-        why = None
-        try:
+        with self._or_given_rate(trainer, scheduler):
+            bound, num_steps = first_update_bound(trainer)
             if self.config.search:
-                self.search = search_learning_rate(trainer, self.config)
-                rate, detect, reason = self.search.learning_rate, False, "search"
-                scheduler.search = search_to_dict(self.search)
-                if not self.search.is_conclusive:
-                    why = f"none of {len(self.search.trials)} trials lowers the loss on held-out batches significantly"
+                seconds = time.monotonic() - began
+                scheduler.bound = {"upper_bound": bound, "num_steps": num_steps, "seconds": seconds}
+                scheduler.start(float(f"{START_SHARE * bound:.2g}"), detect=False, reason=BELOW_BOUND)
             else:
-                rate, detect, reason = first_update_bound(trainer, self.config), True, "first_update_bound"
+                scheduler.start(bound, detect=True, reason="first_update_bound")
+        self._search_seconds += time.monotonic() - began
+
+    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        """Look at other rates where it is time to, and go on with what is found."""
+        if not scheduler.wants_look:
+            return
+        began = time.monotonic()
+        scheduler.flush()
+        bound = scheduler.bound if not scheduler.searches else None
+        with self._or_given_rate(trainer, scheduler):
+            budget = max(self._steps_left(scheduler), _FEWEST_STEPS)
+            found = look(trainer, self.config, scheduler.learning_rate, budget, is_start=bound is not None)
+            if bound is not None:
+                found = dataclasses.replace(
+                    found,
+                    upper_bound=bound["upper_bound"],
+                    num_steps=found.num_steps + bound["num_steps"],
+                    seconds=found.seconds + bound["seconds"],
+                )
+            self.search = self.search or found
+            scheduler.searches.append(search_to_dict(found))
+            # Where trials are too short to tell, the warm-up may have shown that the rate is of use.
+            if not found.is_conclusive and not scheduler.has_learnt:
+                raise NothingFound(
+                    f"none of {len(found.trials)} trials lowers the loss on held-out batches significantly"
+                )
+            scheduler.move(found.learning_rate, "look", found.p_value)
+            if found.reaches_zero and is_preference_trainer(trainer) and trainer.is_world_process_zero():
+                logger.warning(
+                    "In ExpTest's look, the loss came down to zero: the pairs are easy to tell apart. Rates that get"
+                    f" there are equal to it, and {found.learning_rate:.2g} is the lowest; whether the model is still"
+                    " good is for an evaluation to say."
+                )
+        if bound is not None:
+            # Only now is it known whether the rate of the arguments is used.
+            self._warn_of_replaced(trainer, scheduler)
+        scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
+        self._correct_card_data(trainer)
+        self._search_seconds += time.monotonic() - began
+
+    def _steps_left(self, scheduler: ExpTestScheduler) -> int:
+        """Optimizer steps that looks may still take; none where the rate is given, or ExpTest found none."""
+        assert self._trainer is not None
+        if not self.config.search or scheduler.bound is None:
+            return 0
+        spent: int = sum(search["num_steps"] for search in scheduler.searches) or scheduler.bound["num_steps"]
+        return search_steps(self.config, self._trainer.state.max_steps) - spent
+
+    @contextlib.contextmanager
+    def _or_given_rate(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Iterator[None]:
+        """Goes on with the rate that the user gave if what is inside finds none."""
+        try:
+            yield
+            return
         except NotRestored:
             raise
-        except NotSearchable as error:
+        except (NotSearchable, NothingFound) as error:
             why = str(error)
         except Exception as error:
             # With several processes, the others would wait for this one.
             if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:
                 raise
             why = f"{type(error).__name__}: {error}"
-            logger.debug("The error that ended the search:", exc_info=True)
-        if why is not None:
+            logger.debug("The error that ended the look:", exc_info=True)
+        scheduler.bound = None
+        if scheduler.history and scheduler.history[-1]["decision"] == "look":
+            # An earlier look has found the rate.
+            rate, source = scheduler.learning_rate, "the learning rate"
+            scheduler.move(rate, "look", 1.0)
+        else:
             # An optimizer that the user has made may have a rate of its own.
-            rate, detect = scheduler.learning_rate, False
-            reason = "training_arguments" if rate == trainer.args.learning_rate else "optimizer"
-        scheduler.start(rate, detect=detect, reason=reason)
-        self._search_seconds = time.monotonic() - began
+            rate, source, reason = scheduler.given_rate, "the optimizer's own learning rate", "optimizer"
+            if rate == trainer.args.learning_rate:
+                source, reason = "TrainingArguments.learning_rate", "training_arguments"
+            if scheduler.last_epoch == 0:
+                scheduler.start(rate, detect=False, reason=reason)
+            else:
+                scheduler.move(rate, reason)
         if trainer.is_world_process_zero():
-            self._warn(trainer, why)
-
-    def _warn(self, trainer: Trainer, why: str | None) -> None:
-        """Say what is not as the user may think."""
-        if why is not None:
-            rate = self.learning_rate
-            is_given = rate == trainer.args.learning_rate
-            source = "TrainingArguments.learning_rate" if is_given else "the optimizer's own learning rate"
             logger.warning(
-                f"ExpTest found no learning rate: {why}. Everything is as it was, and training starts from"
+                f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
                 f" {source}={rate}, unchanged."
             )
-        elif self.search is not None and self.search.reaches_zero and is_preference_trainer(trainer):
-            logger.warning(
-                "In the search, the loss came down to zero: the pairs are easy to tell apart. Rates that get there are"
-                f" equal to it, and {self.search.learning_rate:.2g} is the lowest; whether the model is still good is"
-                " for an evaluation to say."
-            )
-        replaced = [text for text in replaced_arguments(trainer.args) if why is None or "learning_rate=" not in text]
-        if replaced:
+
+    def _warn_of_replaced(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        """Say what is not as the user may think."""
+        is_own = self.history[-1]["test"] in ("training_arguments", "optimizer")
+        replaced = [text for text in replaced_arguments(trainer.args) if not is_own or "learning_rate=" not in text]
+        if replaced and trainer.is_world_process_zero():
             logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {_are(replaced)} not used.")
 
     def _go_on_without_state(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
@@ -297,7 +365,7 @@ class ExpTestCallback(TrainerCallback):
             try:
                 report = Report.load(str(trainer.args.output_dir))
                 rate, source = report.rate_at(step), f"from {REPORT_NAME}"
-                scheduler.search = None if report.search is None else search_to_dict(report.search)
+                scheduler.searches = [search_to_dict(search) for search in report.searches if search.step <= step]
             except ValueError:
                 # Nothing was left there, or it is unreadable: it is not what training needs.
                 pass
@@ -305,15 +373,18 @@ class ExpTestCallback(TrainerCallback):
         scheduler.take_over(step, rate)
         if trainer.is_world_process_zero():
             logger.warning(
-                "The checkpoint has no state of the learning-rate scheduler. ExpTest makes no search now: its schedule"
-                f" goes on at step {step} with the learning rate {rate:.2g}, {source}."
+                "The checkpoint has no state of the learning-rate scheduler. ExpTest looks at no other rates now: its"
+                f" schedule goes on at step {step} with the learning rate {rate:.2g}, {source}."
             )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # After the last `on_train_begin`, in which Sentence Transformers reads the arguments for its card.
-        model: Any = self._connected()[0].model
+        self._correct_card_data(self._connected()[0])
+
+    def _correct_card_data(self, trainer: Trainer) -> None:
+        model: Any = trainer.model
         if hasattr(model, "model_card_data"):
             correct_card_data(model.model_card_data, self.report().starting_rate, card_schedule(self.config))
 
@@ -340,6 +411,11 @@ class ExpTestCallback(TrainerCallback):
         if control.should_save or control.should_evaluate:
             # A checkpoint may follow, which only the main process writes: what it holds must be reduced by then.
             scheduler.flush()
+        if scheduler.wants_look:
+            self._report(state, args)
+            self._look_if_due(trainer, scheduler)
+            self._signal.clear()
+            self._write(state, args)
         self._report(state, args)
 
     def on_epoch_end(
@@ -368,7 +444,7 @@ class ExpTestCallback(TrainerCallback):
             is_doubtful = entry["test"] == "divergence" or entry["left_out"] > 0
             say = logger.warning if is_doubtful else logger.info
             say(message)
-            if entry["decision"] != "continue":
+            if entry["decision"] not in ("continue", "undecided"):
                 # Also where there is no bar: the rate is what a later run can start from.
                 print(message) if args.disable_tqdm else tqdm.write(message)
 
@@ -396,15 +472,15 @@ def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:
         config=scheduler.config,
         num_training_steps=trainer.state.max_steps,
         history=scheduler.history,
-        search=None if scheduler.search is None else search_from_dict(scheduler.search),
+        searches=[search_from_dict(search) for search in scheduler.searches],
         steps=[int(row["step"]) for row in rows],
         losses=[row["loss"] for row in rows],
         learning_rates=[row["learning_rate"] for row in rows],
     )
 
 
-def _without_search(metrics: dict[str, float], seconds: float) -> dict[str, float]:
-    """The Trainer's speeds, as if it had begun to count after the search."""
+def _without_search(metrics: dict[str, float], seconds: float, num_steps: int) -> dict[str, float]:
+    """The Trainer's speeds, as if it had not counted while looking at other rates."""
     total = metrics["train_runtime"]
     training = max(total - seconds, 1e-4)
     speeds = {key: value for key, value in metrics.items() if key.startswith("train_") and key.endswith("_per_second")}
@@ -412,6 +488,7 @@ def _without_search(metrics: dict[str, float], seconds: float) -> dict[str, floa
         "train_runtime": round(training, 4),
         **{key: round(value * total / training, 3) for key, value in speeds.items()},
         "exptest_search_runtime": round(seconds, 4),
+        "exptest_search_steps": num_steps,
     }
 
 

@@ -40,7 +40,7 @@ def compare(folders: Sequence[str]) -> str:
             (
                 folder,
                 str(report.num_training_steps),
-                str(0 if report.search is None else report.search.num_steps),
+                str(sum(search.num_steps for search in report.searches)),
                 f"{report.starting_rate:.2g}",
                 report.rate_source.replace("_", " "),
                 str(sum(entry["decision"] == "decay" for entry in report.history)),
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="hf-exptest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print the starting rate, the search and the decisions")
+    show = commands.add_parser("show", help="print the learning rate, the looks and the decisions")
     show.add_argument("folder", metavar="OUTPUT_DIR")
-    plot = commands.add_parser("plot", help="draw the search, the loss, the learning rate and the decisions")
+    plot = commands.add_parser("plot", help="draw the looks, the loss, the learning rate and the decisions")
     plot.add_argument("folder", metavar="OUTPUT_DIR")
     plot.add_argument("--output", default="exptest.png", help="file to write (default: %(default)s)")
     several = commands.add_parser("compare", help="lay runs side by side")

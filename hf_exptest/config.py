@@ -24,21 +24,22 @@ class ExpTestConfig:
         beta (`float`, *optional*, defaults to 1/3):
             Factor that multiplies the learning rate when a test fails (beta in the paper), in (0, 1).
         learning_rate (`float`, *optional*):
-            Starting learning rate of the first parameter group. `None` lets ExpTest find it before the first step.
+            Learning rate of the first parameter group. `None` lets ExpTest find it while training. A given rate is
+            taken at its word: there is no look at others, and only TUNE may lower it.
         search (`bool`, *optional*, defaults to `True`):
-            Whether to find the starting rate by trials, see [`find_learning_rate`]. Without a search, training starts
-            from the upper bound along the first update, and DETECT lowers it. Of no effect outside the Trainer.
+            Whether to look at other rates at the end of the warm-up, and when a test asks for it. Without, training
+            starts from the upper bound along the first update, and DETECT lowers it. Of no effect outside the Trainer.
         search_budget (`float`, *optional*, defaults to 0.15):
-            Optimizer steps that the trials may spend, as a share of the training steps; short runs get the floor of
-            five short trials and four long ones.
+            Optimizer steps that all looks may take, as a share of the training steps. Short runs get up to 40 % of
+            their steps, at most 120, since fewer say nothing.
         warmup (`float`, *optional*, defaults to 0.1):
             Share of the training steps in which the learning rate rises linearly to its value. 0 turns it off.
         cooldown (`float`, *optional*, defaults to 0.7):
             Share of the training steps, at the end, in which the learning rate falls linearly to zero. 0 turns it off.
         window (`float`, *optional*, defaults to 0.2):
             Length of a test window as a share of the training steps; by default all that is between warm-up and
-            cool-down, since shorter windows fail at good rates where the loss is noisy. At least 30 steps in TUNE, and
-            no test where there is no room for them. `None` is the paper's rule,
+            cool-down, since shorter windows tell little where the loss is noisy. At least 30 steps in TUNE, and no
+            test where there is no room for them. `None` is the paper's rule,
             `W = round(2*sqrt(2) * l_0 / (eta * e))` steps, which needs no number of training steps.
         window_correction (`bool`, *optional*, defaults to `False`):
             Whether to stretch each window by path length over net displacement of the parameters (S / |V| in the
@@ -63,9 +64,9 @@ class ExpTestConfig:
 
     alpha: float = field(default=0.05, metadata={"help": "Significance level of both tests, in (0, 1)."})
     beta: float = field(default=1 / 3, metadata={"help": "Factor of each learning-rate decay, in (0, 1)."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Starting rate; None: ExpTest finds it."})
-    search: bool = field(default=True, metadata={"help": "Find the starting rate by trials before step 1."})
-    search_budget: float = field(default=0.15, metadata={"help": "Share of the steps that the trials may spend."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Learning rate; None: ExpTest finds it."})
+    search: bool = field(default=True, metadata={"help": "Look at other rates while training."})
+    search_budget: float = field(default=0.15, metadata={"help": "Share of the steps that the looks may take."})
     warmup: float = field(default=0.1, metadata={"help": "Share of the steps with a rising rate, in [0, 1)."})
     cooldown: float = field(default=0.7, metadata={"help": "Share of the steps, at the end, with a falling rate."})
     window: float | None = field(default=0.2, metadata={"help": "Window as a share of the steps; None: the paper's."})

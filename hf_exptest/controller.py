@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .config import ExpTestConfig
 from .statistics import exponential_decay_test, is_spike, slope_test
 
@@ -23,6 +25,12 @@ _MIN_TUNE_WINDOW = 30
 _DETECT_SHARE = 0.25
 # One loss that is not finite may be a batch without labels or a step that a gradient scaler skips; two are divergence.
 _DIVERGED_AFTER = 2
+# TUNE lowers a rate only if the loss clearly falls by less than this share of what a step has brought so far.
+_USEFUL_SHARE = 0.1
+# The loss at the start is the median of so many, since one of them may be anything.
+_FIRST_LOSSES = 10
+# A raised rate is reached in as many steps as the warm-up had, and in so many at least.
+_RISE_SHARE, _MIN_RISE = 1.0, 5
 # A rate that is still positive in single precision, however often it was lowered.
 _LOWEST_RATE = 1e-30
 
@@ -67,6 +75,10 @@ class ExpTestController:
     learning rate until one does; TUNE asks of each window whether the loss still falls, and lowers the rate when it
     does not (paper, sections 2 and 3).
 
+    Outside the paper's own rules (`window=None`) TUNE has a third answer. The rate is lowered only if a second test
+    says that the loss falls by less than a tenth of what a step has brought on the average so far. Where neither test
+    is significant, the window has too few losses, or too noisy ones: "undecided", and nothing changes.
+
     Args:
         config ([`ExpTestConfig`]): the settings.
         learning_rate (`float`): rate at the start, eta in the paper.
@@ -79,8 +91,9 @@ class ExpTestController:
         history (`list[dict]`): one entry a decision, with the keys `step` (observations so far), `phase`, `test`,
             `p_value`, `learning_rate` (in force after the decision), `window` (losses tested), `left_out` (losses of
             the window that were not: spikes, and those that are not finite) and `decision` (`"start"`, `"detected"`,
-            `"continue"` or `"decay"`). `test` is `"divergence"` for the second loss in a row that is not finite,
-            which lowers the rate at once.
+            `"continue"`, `"undecided"`, `"decay"`, `"look"`, or what a look led to: `"raise"`, `"lower"`, `"keep"`).
+            `test` is `"divergence"` for the second loss in a row that is not finite, which lowers the rate at once.
+        can_look (`bool`): whether a failed test asks for a look at other rates (`"look"`), rather than lower this one.
 
     Example:
 
@@ -116,6 +129,10 @@ class ExpTestController:
         self._window: float | None = None
         self._is_corrected = False
         self._num_non_finite = 0
+        # Those of the warm-up; later the first few alone.
+        self._first_losses: list[float] = []
+        self._rise: tuple[int, float] | None = None
+        self.can_look = False
         self._start_step, self._end_step = schedule_bounds(config, num_training_steps)
         self.start(learning_rate, phase)
 
@@ -130,16 +147,53 @@ class ExpTestController:
         self.learning_rate = float(learning_rate)
         self.phase = phase
         self._initial_loss = None
+        self._first_losses = []
+        self._rise = None
         self._num_decays = 0
         self._open_window()
         self.history = []
         if reason is not None:
             self._record(reason, None, "start")
 
+    def move(self, learning_rate: float, test: str, p_value: float | None = None) -> None:
+        """
+        Go on with another rate, as a look says; `test` is recorded. Without a `p_value` it is a new start, from a rate
+        that no look has found.
+        """
+        # An earlier rise may not be over.
+        present = self.rate_at(self.step)
+        before, self.learning_rate = self.learning_rate, float(learning_rate)
+        self._rise = (self.step, present) if learning_rate > present else None
+        decision = "start"
+        if p_value is not None:
+            decision = "keep" if learning_rate == before else "raise" if learning_rate > before else "lower"
+        self._losses = []
+        self._record(test, p_value, decision)
+        self._open_window()
+        del self._first_losses[_FIRST_LOSSES:]
+
     def take_over(self, step: int, learning_rate: float) -> None:
         """Continue a run of `step` steps that began without ExpTest, at the rate that it had."""
         self.start(learning_rate, TUNE, "checkpoint")
         self.step = step
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether the loss has fallen in the warm-up."""
+        losses = _without_spikes(self._first_losses)
+        return len(losses) >= MIN_WINDOW and slope_test(losses, autocorrelation=True).p_value < self.config.alpha
+
+    def rate_at(self, step: int) -> float:
+        """
+        Rate of optimizer step `step` (from 0), before warm-up and cool-down.
+
+        A rate that was raised is reached by another warm-up, since the first one did not lead so far.
+        """
+        if self._rise is None:
+            return self.learning_rate
+        began, before = self._rise
+        share = (step - began + 1) / max(_MIN_RISE, self._start_step * _RISE_SHARE)
+        return self.learning_rate if share >= 1 else before + max(0.0, share) * (self.learning_rate - before)
 
     @property
     def observations_until_test(self) -> float:
@@ -175,6 +229,8 @@ class ExpTestController:
         is_finite = math.isfinite(loss)
         if self._initial_loss is None and is_finite:
             self._initial_loss = loss
+        if is_finite and (self.step < self._start_step or len(self._first_losses) < _FIRST_LOSSES):
+            self._first_losses.append(loss)
         step, self.step = self.step, self.step + 1
         self._num_non_finite = 0 if is_finite else self._num_non_finite + 1
         if self._num_non_finite == _DIVERGED_AFTER:
@@ -226,29 +282,56 @@ class ExpTestController:
 
     def _decide(self, is_diverged: bool = False) -> bool:
         losses = self._tested()
-        test, p_value = ("divergence", 1.0) if is_diverged else self._test(losses)
-        has_passed = p_value < self.config.alpha
-        if not has_passed:
+        if is_diverged:
+            test, p_value, decision = "divergence", 1.0, "decay"
+        elif self.phase == DETECT:
+            test, p_value, decision = "exponential_decay", *self._detect(losses)
+        else:
+            test, p_value, decision = "slope", *self._tune(losses)
+        if decision == "decay":
+            before = self.learning_rate
             self.learning_rate = min(self.learning_rate, max(self.config.beta * self.learning_rate, _LOWEST_RATE))
+            if self._rise is not None:
+                # As in the first warm-up, so that the rate is lowered at once.
+                self._rise = (self._rise[0], self._rise[1] * self.learning_rate / before)
             self._num_decays += 1
-        decision = ("detected" if self.phase == DETECT else "continue") if has_passed else "decay"
         self._record(test, p_value, decision, len(losses))
-        if has_passed:
+        if decision == "detected":
             self.phase = TUNE
         self._open_window()
         return True
 
+    def _detect(self, losses: list[float]) -> tuple[float, str]:
+        """p-value and decision of DETECT; too few losses tell nothing for a rate."""
+        if len(losses) < MIN_WINDOW:
+            return 1.0, "decay"
+        p_value = exponential_decay_test(losses, autocorrelation=self.config.autocorrelation).p_value
+        return p_value, "detected" if p_value < self.config.alpha else "decay"
+
+    def _tune(self, losses: list[float]) -> tuple[float, str]:
+        """p-value and decision of TUNE; too few losses tell nothing against a rate, but by the paper's rules."""
+        is_papers = self.config.window is None
+        if len(losses) < MIN_WINDOW:
+            return 1.0, "decay" if is_papers else "undecided"
+        result = slope_test(losses, autocorrelation=self.config.autocorrelation)
+        if result.p_value < self.config.alpha:
+            return result.p_value, "continue"
+        if not is_papers and result.p_value_of_fall(self._useful_fall(losses)) >= self.config.alpha:
+            return result.p_value, "undecided"
+        return result.p_value, "look" if self.can_look else "decay"
+
+    def _useful_fall(self, losses: list[float]) -> float:
+        """Loss a step: a share of what the steps so far have brought on the average."""
+        if not self._first_losses:
+            return 0.0
+        first = self._first_losses[:_FIRST_LOSSES]
+        middle = self.step - (len(losses) + len(first)) / 2
+        fall = (float(np.median(first)) - float(np.mean(losses))) / max(1.0, middle)
+        return _USEFUL_SHARE * max(0.0, fall)
+
     def _tested(self) -> list[float]:
         """The window without the losses that are no part of the curve."""
-        finite = [loss for loss in self._losses if math.isfinite(loss)]
-        return [loss for loss, left_out in zip(finite, is_spike(finite), strict=True) if not left_out]
-
-    def _test(self, losses: list[float]) -> tuple[str, float]:
-        """Name and p-value of the phase's test; too few losses tell nothing for a rate."""
-        name, test = ("exponential_decay", exponential_decay_test) if self.phase == DETECT else ("slope", slope_test)
-        if len(losses) < MIN_WINDOW:
-            return name, 1.0
-        return name, test(losses, autocorrelation=self.config.autocorrelation).p_value
+        return _without_spikes([loss for loss in self._losses if math.isfinite(loss)])
 
     def _record(self, test: str, p_value: float | None, decision: str, window: int = 0) -> None:
         self.history.append(
@@ -272,6 +355,8 @@ class ExpTestController:
             "phase": self.phase,
             "learning_rate": self.learning_rate,
             "initial_loss": self._initial_loss,
+            "first_losses": list(self._first_losses),
+            "rise": None if self._rise is None else list(self._rise),
             "num_decays": self._num_decays,
             "losses": list(self._losses),
             "window": self._window,
@@ -290,9 +375,17 @@ class ExpTestController:
         self.phase = state["phase"]
         self.learning_rate = state["learning_rate"]
         self._initial_loss = state["initial_loss"]
+        # States of 0.1 lack these.
+        self._first_losses = list(state.get("first_losses", []))
+        rise = state.get("rise")
+        self._rise = None if rise is None else (rise[0], rise[1])
         self._num_decays = state["num_decays"]
         self._losses = list(state["losses"])
         self._window = state["window"]
         self._is_corrected = state["is_corrected"]
         self._num_non_finite = state["num_non_finite"]
         self.history = [dict(entry) for entry in state["history"]]
+
+
+def _without_spikes(losses: list[float]) -> list[float]:
+    return [loss for loss, left_out in zip(losses, is_spike(losses), strict=True) if not left_out]

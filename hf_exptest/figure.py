@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,14 +23,17 @@ _BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILLION = "black", "#E69F00", "#56B4E9
 # Colour, marker, line style and explanation of each kind of decision.
 _DECISIONS = {
     "start": (_BLACK, ">", ":", "start"),
-    "detected": (_BLUE, "^", "-.", "detected: loss decays exponentially"),
+    "raise": (_ORANGE, "^", "--", "look: a higher rate is better"),
+    "lower": (_ORANGE, "v", "--", "look: a lower rate is better"),
+    "keep": (_ORANGE, "D", ":", "look: no rate is clearly better"),
+    "detected": (_BLUE, "*", "-.", "detected: loss decays exponentially"),
     "continue": (_GREEN, "o", ":", "continue: loss still falls"),
-    "decay": (_VERMILLION, "v", "--", "decay: test failed, rate lowered"),
+    "undecided": ("gray", "s", ":", "undecided: too few or too noisy losses"),
+    "look": (_VERMILLION, "P", ":", "test failed: time for a look"),
+    "decay": (_VERMILLION, "X", "--", "decay: test failed, rate lowered"),
 }
 # Colour of each phase.
 _PHASES = {"warm-up": _ORANGE, DETECT: _BLUE, TUNE: _SKY, "cool-down": "gray"}
-# Colour and line style of the trials of each length, the shortest first.
-_LENGTHS = (_BLUE, "-"), (_VERMILLION, "--"), (_GREEN, "-.")
 # A band narrower than this share of the run has no room for its name.
 _NARROW = 0.05
 # A cool-down ends at zero, which a log axis lacks: the axis reaches this far below the lowest rate decided on.
@@ -46,12 +48,20 @@ class _Trial(Protocol):
     @property
     def num_steps(self) -> int: ...
     @property
+    def outcome(self) -> str: ...
+    @property
     def end_loss(self) -> float: ...
 
 
 class _Search(Protocol):
     """What is drawn of a `LearningRateSearch`."""
 
+    @property
+    def step(self) -> int: ...
+    @property
+    def previous_rate(self) -> float: ...
+    @property
+    def p_value(self) -> float: ...
     @property
     def learning_rate(self) -> float: ...
     @property
@@ -74,7 +84,7 @@ class _Report(Protocol):
     @property
     def history(self) -> Sequence[dict[str, Any]]: ...
     @property
-    def search(self) -> _Search | None: ...
+    def searches(self) -> Sequence[_Search]: ...
     @property
     def steps(self) -> Sequence[int]: ...
     @property
@@ -94,18 +104,17 @@ def draw(report: _Report, path: str | Path) -> None:
 
 def plot_run(report: _Report) -> Axes:
     """
-    Draw the loss above the learning rate and, if there was a search, the search to the left.
+    Draw the loss above the learning rate and, to the left, each look at other rates.
 
     Returns:
         `matplotlib.axes.Axes`: of the loss; its `.figure` has the other panels.
     """
-    if report.search is None:
-        axes = Figure(figsize=(7, 5), layout="constrained").subplot_mosaic([["loss"], ["rate"]])
-    else:
-        axes = Figure(figsize=(11, 5), layout="constrained").subplot_mosaic(
-            [["search", "loss"], ["search", "rate"]], width_ratios=[2, 3]
-        )
-        plot_search(report.search, axes["search"])
+    looks = [f"look {number}" for number in range(len(report.searches))]
+    axes = Figure(figsize=(7 + 4 * len(looks), 5), layout="constrained").subplot_mosaic(
+        [[*looks, "loss"], [*looks, "rate"]], width_ratios=[2] * len(looks) + [3]
+    )
+    for name, search in zip(looks, report.searches, strict=True):
+        plot_search(search, axes[name])
     loss_axes, rate_axes = axes["loss"], axes["rate"]
     plot_loss(report, loss_axes).set_xlabel("")
     loss_axes.set_title("Training", pad=22)
@@ -116,32 +125,36 @@ def plot_run(report: _Report) -> Axes:
 
 
 def plot_search(search: _Search, ax: Axes | None = None) -> Axes:
-    """Draw the loss at the end of each trial against its rate, one line a length; returns the axes."""
+    """Draw the loss at the end of each trial against its rate; returns the axes."""
     ax = Figure(layout="constrained").add_subplot() if ax is None else ax
     untouched = float(np.mean(search.untouched_losses))
-    lengths = sorted({trial.num_steps for trial in search.trials})
-    for length, (color, style) in zip(lengths, cycle(_LENGTHS), strict=False):
-        trials = sorted((t for t in search.trials if t.num_steps == length), key=lambda trial: trial.learning_rate)
-        ax.plot(
-            [trial.learning_rate for trial in trials],
-            [min(trial.end_loss, untouched) for trial in trials],
-            color=color,
-            linestyle=style,
-            marker="o",
-            label=f"trial of {length} steps",
-        )
+    trials = sorted(search.trials, key=lambda trial: trial.learning_rate)
+    ended = [trial for trial in trials if trial.outcome == "ended"]
+    ax.plot(
+        [trial.learning_rate for trial in ended],
+        [min(trial.end_loss, untouched) for trial in ended],
+        color=_BLUE,
+        marker="o",
+        label=f"trial of {trials[0].num_steps} steps",
+    )
+    for outcome, marker, label in (("diverged", "x", "diverged"), ("behind", "|", "given up, far behind")):
+        rates = [trial.learning_rate for trial in trials if trial.outcome == outcome]
+        if rates:
+            ax.plot(rates, [untouched] * len(rates), color=_VERMILLION, marker=marker, linestyle="", label=label)
     ax.axhline(untouched, color="gray", linestyle=":", label="untouched model, or worse")
+    ax.axvline(search.previous_rate, color="gray", label=f"rate until then: {search.previous_rate:.2g}")
     if search.is_conclusive:
-        found = f"found for {search.num_training_steps} steps: {search.learning_rate:.2g}"
+        left = search.num_training_steps - search.step
+        found = f"for the {left} steps left: {search.learning_rate:.2g}"
         ax.axvline(search.learning_rate, color=_BLACK, linestyle="--", label=found)
-        ax.set_title("Before training: trials of each rate")
+        ax.set_title(f"Look at step {search.step} (p = {search.p_value:.2g})")
     else:
-        ax.set_title("Before training: no trial lowers the loss")
+        ax.set_title(f"Look at step {search.step}: no trial lowers the loss")
     ax.set(xscale="log", xlabel="learning rate", ylabel="loss on held-out batches")
     _label_rates(ax.xaxis)
     # No loss is drawn above that of the untouched model, so the legend hides none there.
     bottom, top = ax.get_ylim()
-    ax.set_ylim(bottom, top + 0.35 * (top - bottom))
+    ax.set_ylim(bottom, top + 0.5 * (top - bottom))
     ax.legend(fontsize="small", loc="upper center")
     return ax
 

@@ -1,37 +1,39 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The search for the starting learning rate on a Trainer: inside its `train()`, or alone."""
+"""The learning rate that a training would find, without the training."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from .callback import ExpTestCallback, NothingFound
 from .config import ExpTestConfig
 from .internals import undone_train
-from .search import STEPS_PER_SHORT_STEP, STRETCH, LearningRateSearch, search, short_length
-from .snapshot import random_states, set_random_states
-from .stage import NUM_EVAL_BATCHES, open_stage
+from .scheduler import ExpTestScheduler
+from .search import LearningRateSearch
+from .snapshot import Snapshot, random_states, set_random_states
+from .stage import GradientCallbacks
 
 logger = logging.get_logger(__name__)
 
 
 def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) -> LearningRateSearch:
     """
-    Find a learning rate for `trainer` without training: the search of [`ExpTestCallback`], alone.
+    Find a learning rate for `trainer` without training: the first look of [`ExpTestCallback`], alone.
 
-    The Trainer is left as it was: its next `train()` is the one it would have made. Host memory: a copy of what is
-    trained, and at most 1 GiB of batches; see [`Snapshot`] and [`Stage`].
+    The Trainer trains through the warm-up, looks at other rates there, and is put back as it was: its next `train()`
+    is the one it would have made. Host memory: two copies of what is trained, and at most 1 GiB of batches; see
+    [`Snapshot`] and [`Stage`].
 
     Args:
         trainer ([`~transformers.Trainer`]): not at present training.
-        config ([`ExpTestConfig`], *optional*): the settings.
+        config ([`ExpTestConfig`], *optional*): the settings; a `learning_rate` in it is of no effect.
 
     Returns:
         [`LearningRateSearch`]: `.learning_rate`, `.is_conclusive`, `.trials`, and `.plot(ax=None)`. A search in which
@@ -46,24 +48,25 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset)
         >>> search = find_learning_rate(trainer)
         >>> trainer.args.learning_rate = search.learning_rate
-        >>> sorted({trial.num_steps for trial in search.trials})
-        [14, 56]
+        >>> search.step, len(search.trials) >= 3
+        (15, True)
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(f"trainer must be a transformers.Trainer, not {type(trainer).__name__}.")
     if config is not None and not isinstance(config, ExpTestConfig):
         raise TypeError(f"config must be an ExpTestConfig, not {type(config).__name__}.")
-    finder = _SearchOnly(trainer, config or ExpTestConfig())
+    settings = {**(config or ExpTestConfig()).to_dict(), "learning_rate": None, "search": True}
     callbacks = trainer.callback_handler.callbacks
     random = random_states(trainer.args.device)
     with undone_train(trainer):
+        undo = contextlib.ExitStack()
+        finder = _Finder(ExpTestConfig.from_dict(settings), lambda: undo.enter_context(Snapshot(trainer, callbacks)))
         # The user's callbacks see nothing of it but the step of the optimizer, in which they may change gradients.
-        trainer.callback_handler.callbacks = [finder]
-        finder.callbacks = callbacks
+        trainer.callback_handler.callbacks = [finder, _BeforeStep(trainer, callbacks)]
+        finder.set_trainer(trainer)
         try:
-            trainer.train()
-        except _SearchDone:
-            pass
+            with undo, contextlib.suppress(_Found):
+                trainer.train()
         finally:
             trainer.callback_handler.callbacks = callbacks
             set_random_states(random)
@@ -76,57 +79,55 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
     return finder.search
 
 
-class _SearchDone(Exception):
-    """Ends a `train()` that was only meant to get as far as its first step."""
+class _Found(Exception):
+    """Ends a `train()` that was only meant to get as far as its first look."""
 
 
-class _SearchOnly(TrainerCallback):
-    def __init__(self, trainer: Trainer, config: ExpTestConfig) -> None:
-        self._trainer = trainer
-        self._config = config
-        self.callbacks: list[TrainerCallback] = []
-        self.search: LearningRateSearch | None = None
+class _Finder(ExpTestCallback):
+    """ExpTest as in a training, but for what it says and writes; ends the training after its first look."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.callback_handler.callbacks = self.callbacks
-        self.search = search_learning_rate(self._trainer, self._config)
-        raise _SearchDone
+    def __init__(self, config: ExpTestConfig, keep: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._keep = keep
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Everything is in place, and no step is made.
+        self._keep()
+        super().on_train_begin(args, state, control, **kwargs)
 
-def search_learning_rate(trainer: Trainer, config: ExpTestConfig) -> LearningRateSearch:
-    """
-    The search inside a running `train()`, after the optimizer is made and before the first step; see
-    [`hf_exptest.search.search`]. Everything is put back, also after an exception.
+    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        super()._look_if_due(trainer, scheduler)
+        if self.search is not None:
+            raise _Found
 
-    Raises:
-        `NotSearchable`: before anything is read or changed, if it could not be put back.
-        `NotRestored`: if something that was not copied has changed.
-    """
-    began = time.monotonic()
-    num_training_steps = trainer.state.max_steps
-    short = short_length(config, num_training_steps)
-    with (
-        # The total is what a ladder of usual height takes.
-        tqdm(
-            desc="ExpTest search",
-            unit="step",
-            total=round(STEPS_PER_SHORT_STEP * short),
-            disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
-            leave=False,
-        ) as progress,
-        open_stage(trainer, config, STRETCH * short + NUM_EVAL_BATCHES, progress) as stage,
-    ):
-        progress.set_postfix_str("bound along the first update")
-        found = search(stage, config, num_training_steps)
-    return dataclasses.replace(found, seconds=time.monotonic() - began)
+    @contextlib.contextmanager
+    def _or_given_rate(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Iterator[None]:
+        # There is no training that would go on.
+        with contextlib.suppress(NothingFound):
+            yield
+
+    def _log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _warn_of_replaced(self, *args: Any) -> None:
+        pass
+
+    def _report(self, *args: Any) -> None:
+        pass
+
+    def _write(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
-def first_update_bound(trainer: Trainer, config: ExpTestConfig) -> float:
-    """
-    Upper bound of the learning rate, from the loss after the optimizer's first step (no step is kept).
+class _BeforeStep(TrainerCallback):
+    """Stands for the user's callbacks that change gradients."""
 
-    The linearized loss along the update direction `d` is a parabola in the rate; its minimum bounds the useful rate
-    from above, and equals the paper's bound for least squares with gradient descent along the steepest direction.
-    """
-    with open_stage(trainer, config, num_batches=2) as stage:
-        return stage.bound()
+    def __init__(self, trainer: Trainer, callbacks: Sequence[TrainerCallback]) -> None:
+        self._callbacks = GradientCallbacks(trainer, callbacks)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._callbacks.before_step()

@@ -15,14 +15,18 @@ import copy
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
+
+# Far more than there are epochs, each of which adds one to the seed of Accelerate's sampler.
+_OTHER_SEED = 2**31
 
 
 def find_trainer(callback: TrainerCallback) -> Trainer | None:
@@ -74,7 +78,7 @@ def quiet(trainer: Trainer) -> Iterator[list[TrainerCallback]]:
             vars(trainer)["log"] = log
 
 
-def gradient_callbacks(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
+def gradient_callbacks(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
     """Those that do something between the backward pass and the step of the optimizer, where gradients may change."""
     name = "on_pre_optimizer_step"
     return [callback for callback in callbacks if getattr(type(callback), name) is not getattr(TrainerCallback, name)]
@@ -92,8 +96,16 @@ def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any
     """
     Up to `num_batches` optimizer batches as the Trainer reads them: micro-batches, and the number of items in all of
     them. The loader is made for this alone; it, its workers and what they have read ahead are gone afterwards.
+
+    Accelerate's random sampler gives an order by its seed and the epoch, which its loader sets; torch's draws one from
+    the present random state. With another seed and state than the run's, these are not the batches that the run sees
+    next, but where the data have an order of their own.
     """
     loader = trainer.get_train_dataloader()
+    sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
+    if isinstance(sampler, SeedableRandomSampler):
+        sampler.initial_seed += _OTHER_SEED
+    torch.rand(())
     iterator = iter(loader)
     try:
         for _ in range(num_batches):
@@ -102,18 +114,33 @@ def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any
                 break
             yield batch
     finally:
-        if hasattr(loader, "end"):
-            # Accelerate counts a loader as active until its end; this one is left before it.
-            loader.end()
-        # Accelerate keeps every loader that it has prepared, and a loader with persistent workers its iterator.
-        kept = trainer.accelerator._dataloaders
-        kept[:] = [other for other in kept if other is not loader]
-        for part in (loader, getattr(loader, "base_dataloader", None)):
-            if isinstance(part, DataLoader):
-                part._iterator = None
+        _forget(trainer, loader)
         del loader, iterator
         # Workers end with their iterator, which refers to itself.
         gc.collect()
+
+
+def _forget(trainer: Trainer, loader: Any) -> None:
+    """Leave a loader before its end."""
+    if hasattr(loader, "end"):
+        # Accelerate counts a loader as active until its end.
+        loader.end()
+    # Accelerate keeps every loader that it has prepared, and a loader with persistent workers its iterator.
+    kept = trainer.accelerator._dataloaders
+    kept[:] = [other for other in kept if other is not loader]
+    for part in _parts(loader):
+        part._iterator = None
+
+
+def running_iterators(loader: Any) -> list[Any]:
+    """The iterators that a loader with persistent workers keeps. A run reads from them, and no other loader does."""
+    iterators = [part._iterator for part in _parts(loader)]
+    return [iterator for iterator in iterators if iterator is not None]
+
+
+def _parts(loader: Any) -> list[DataLoader[Any]]:
+    """torch's loaders in one that Accelerate has prepared."""
+    return [part for part in (loader, getattr(loader, "base_dataloader", None)) if isinstance(part, DataLoader)]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -183,11 +210,16 @@ def correct_card_data(data: Any, learning_rate: float, schedule: str) -> None:
 
 @contextlib.contextmanager
 def undone_train(trainer: Trainer) -> Iterator[None]:
-    """For a `train()` that an exception ends before its first step: leaves the Trainer ready for the next one."""
+    """For a `train()` that an exception ends in its first epoch: leaves the Trainer ready for the next one."""
     before = dict(vars(trainer))
+    loaders = list(trainer.accelerator._dataloaders)
     try:
         yield
     finally:
+        for loader in list(trainer.accelerator._dataloaders):
+            if not any(loader is other for other in loaders):
+                _forget(trainer, loader)
+        gc.collect()
         # NEFTune's noise is turned off at the end of a training only.
         handle = vars(trainer).get("neftune_hook_handle")
         if handle is not None and handle is not before.get("neftune_hook_handle"):

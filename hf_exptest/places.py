@@ -58,6 +58,9 @@ class Places:
     """
     Keeps what can be reached from some roots, and puts it back: the same objects, with what they held.
 
+    Iterators cannot be put back, so between `restore` and `close` copies stand in for them. The originals, which the
+    iterators of a running epoch may hold on to, are moved by nobody.
+
     Attributes:
         tensors (`list[tuple[str, torch.Tensor]]`): tensors found on the way, each once, with a name to speak of it.
         consumable (`list[str]`): what a reader would use up, and nothing can put back: generators and the like.
@@ -67,6 +70,7 @@ class Places:
         self.tensors: list[tuple[str, torch.Tensor]] = []
         self.consumable: list[str] = []
         self._undo: list[Callable[[], Any]] = []
+        self._undo_with: list[Callable[[Callable[[_Kept], Any]], Any]] = []
         # Objects, not only their ids, which a new object could get.
         self._seen: dict[int, Any] = {}
 
@@ -92,9 +96,18 @@ class Places:
             waiting += [(_joined(name, key), child) for key, child in self._keep(name, value, is_data)]
 
     def restore(self) -> None:
-        """Put everything back that is not inside a tensor."""
+        """Put everything back that is not inside a tensor, with fresh copies of iterators."""
+        self._restore(_fresh)
+
+    def close(self) -> None:
+        """Put everything back for good, with the iterators that were there."""
+        self._restore(lambda kept: kept.value)
+
+    def _restore(self, choose: Callable[[_Kept], Any]) -> None:
         for undo in self._undo:
             undo()
+        for undo_with in self._undo_with:
+            undo_with(choose)
 
     def _keep(self, name: str, value: Any, is_data: bool) -> list[tuple[str, Any]]:
         """Note how to put `value` back, and return what is in it."""
@@ -121,7 +134,7 @@ class Places:
             return self._keep_function(name, value)
         most = _MOST_ITEMS_OF_DATA if is_data else _MOST_ITEMS
         if isinstance(value, (list, collections.deque, set)):
-            self._undo.append(functools.partial(_restore_items, value, [_fresh(item) for item in value]))
+            self._undo_with.append(functools.partial(_restore_items, value, [_Kept(item) for item in value]))
             return list(_numbered(value)) if len(value) <= most else []
         if isinstance(value, (tuple, frozenset)):
             return list(_numbered(value)) if len(value) <= most else []
@@ -131,8 +144,8 @@ class Places:
         return self._keep_object(value) if _is_open(value, is_data) else []
 
     def _keep_mapping(self, mapping: dict[Any, Any]) -> None:
-        saved = {key: _fresh(value) for key, value in mapping.items()}
-        self._undo.append(functools.partial(_restore_mapping, mapping, saved))
+        saved = {key: _Kept(value) for key, value in mapping.items()}
+        self._undo_with.append(functools.partial(_restore_mapping, mapping, saved))
 
     def _keep_object(self, value: Any) -> list[tuple[str, Any]]:
         children: list[tuple[str, Any]] = []
@@ -142,7 +155,8 @@ class Places:
             children += attributes.items()
         slots = {slot: getattr(value, slot) for slot in _slots(type(value)) if hasattr(value, slot)}
         if slots:
-            self._undo.append(functools.partial(_restore_attributes, value, slots))
+            saved = {slot: _Kept(held) for slot, held in slots.items()}
+            self._undo_with.append(functools.partial(_restore_attributes, value, saved))
             children += slots.items()
         members = [member for cls in type(value).__mro__ if _is_users(cls) for member in vars(cls).values()]
         return children + [("", _function(member)) for member in members]
@@ -177,34 +191,48 @@ class Places:
         return []
 
 
-def _fresh(value: Any) -> Any:
-    """`value`, or a copy of an iterator, which goes on from the same place."""
-    if not isinstance(value, _COPYABLE):
-        return value
+class _Kept:
+    """A value, and a copy of it if it is an iterator, which goes on from the same place."""
+
+    __slots__ = ("copy", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.copy = _copy(value) if isinstance(value, _COPYABLE) else value
+
+
+def _fresh(kept: _Kept) -> Any:
+    """The value, or another copy of an iterator."""
+    return kept.value if kept.copy is kept.value else _copy(kept.copy)
+
+
+def _copy(iterator: Any) -> Any:
     with warnings.catch_warnings():
         # Python 3.12 announces that those of itertools will lose this.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return copy.copy(value)
+        return copy.copy(iterator)
 
 
-def _restore_mapping(mapping: dict[Any, Any], saved: dict[Any, Any]) -> None:
+def _restore_mapping(mapping: dict[Any, Any], saved: dict[Any, _Kept], choose: Callable[[_Kept], Any]) -> None:
     for key in [key for key in mapping if key not in saved]:
         del mapping[key]
-    for key, value in saved.items():
+    for key, kept in saved.items():
+        value = choose(kept)
         if mapping.get(key, _ABSENT) is not value:
-            mapping[key] = _fresh(value)
+            mapping[key] = value
 
 
-def _restore_items(items: Any, saved: list[Any]) -> None:
-    if len(items) == len(saved) and all(a is b for a, b in zip(items, saved, strict=True)):
+def _restore_items(items: Any, saved: list[_Kept], choose: Callable[[_Kept], Any]) -> None:
+    values = list(map(choose, saved))
+    if len(items) == len(values) and all(a is b for a, b in zip(items, values, strict=True)):
         return
     items.clear()
-    values = map(_fresh, saved)
     items.update(values) if isinstance(items, set) else items.extend(values)
 
 
-def _restore_attributes(owner: Any, saved: dict[str, Any]) -> None:
-    for key, value in saved.items():
+def _restore_attributes(owner: Any, saved: dict[str, _Kept], choose: Callable[[_Kept], Any]) -> None:
+    for key, kept in saved.items():
+        value = choose(kept)
         if getattr(owner, key, _ABSENT) is not value:
             setattr(owner, key, value)
 

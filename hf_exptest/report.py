@@ -30,24 +30,33 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _VERDICTS = {
-    ("exponential_decay", True): "loss decays exponentially",
-    ("exponential_decay", False): "loss does not decay exponentially",
-    ("slope", True): "loss still falls",
-    ("slope", False): "loss no longer falls",
-    ("divergence", False): "loss is not finite, so the weights may be lost",
+    ("exponential_decay", "detected"): "loss decays exponentially",
+    ("exponential_decay", "decay"): "loss does not decay exponentially",
+    ("slope", "continue"): "loss still falls",
+    ("slope", "undecided"): "too few or too noisy losses to tell whether the loss falls",
+    ("slope", "look"): "loss no longer falls, time for a look",
+    ("slope", "decay"): "loss no longer falls",
+    ("divergence", "decay"): "loss is not finite, so the weights may be lost",
+}
+_LOOKS = {
+    "raise": "a look finds a higher rate better",
+    "lower": "a look finds a lower rate better",
+    "keep": "a look finds no rate that is clearly better",
 }
 # Where the starting rate is from, by the history's word for it, and by ours for a rate that is not in the history.
 _SOURCES = {
-    "search": "the learning rate that a search found",
+    "search": "the learning rate that a look found",
+    "below_bound": "a small share of the upper bound along the first update",
     "training_arguments": "TrainingArguments.learning_rate",
     "optimizer": "the optimizer's own learning rate",
     "first_update_bound": "the upper bound along the first update",
     "checkpoint": "the learning rate of a checkpoint",
     "given": "the given learning rate",
 }
+_OUTCOMES = {"diverged": "diverged", "behind": "given up, far behind"}
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
 _ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "left_out", "decision"}
@@ -62,7 +71,7 @@ class Report:
         config ([`ExpTestConfig`]): the settings.
         num_training_steps (`int`): length of the run in optimizer steps.
         history (`list[dict]`): the decisions, see [`ExpTestController`].
-        search ([`LearningRateSearch`] or `None`): the trials, whether or not they led to a rate.
+        searches (`list[LearningRateSearch]`): the looks at other rates, whether or not they led to one.
         steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
 
     Example:
@@ -82,25 +91,35 @@ class Report:
     config: ExpTestConfig
     num_training_steps: int
     history: list[dict[str, Any]]
-    search: LearningRateSearch | None
+    searches: list[LearningRateSearch]
     steps: list[int]
     losses: list[float]
     learning_rates: list[float]
 
     @property
     def starting_rate(self) -> float:
-        """The rate that training started from."""
+        """The rate that the run left its warm-up with: the first look's, or that which training started from."""
         return self._start[0]
 
     @property
     def rate_source(self) -> str:
-        """Where it is from: "search", "training_arguments", "first_update_bound", "checkpoint" or "given"."""
+        """Where it is from: "search" (a look), "below_bound", "training_arguments", "optimizer", "given" or others."""
         return self._start[1]
 
     @property
+    def search(self) -> LearningRateSearch | None:
+        """The first look."""
+        return self.searches[0] if self.searches else None
+
+    @property
     def _start(self) -> tuple[float, str]:
-        if self.history and self.history[0]["decision"] == "start":
-            return self.history[0]["learning_rate"], self.history[0]["test"]
+        starts = [entry for entry in self.history if entry["decision"] == "start"]
+        looks = [entry for entry in self.history if entry["test"] == "look"]
+        is_found = bool(looks) and looks[0]["decision"] != "keep"
+        if is_found and starts and starts[-1]["test"] == "below_bound":
+            return looks[0]["learning_rate"], "search"
+        if starts:
+            return starts[-1]["learning_rate"], starts[-1]["test"]
         if self.config.learning_rate is not None:
             return self.config.learning_rate, "given"
         # Resumed, without saying so again, from a checkpoint whose rate was given.
@@ -122,7 +141,7 @@ class Report:
         Draw the run; needs matplotlib.
 
         The loss, raw and smoothed, above the learning rate on a log axis; phases are shaded, window by window, and
-        decisions marked. The search, if there was one, has a panel to the left.
+        decisions marked. Each look at other rates has a panel to the left.
 
         Args:
             ax (`matplotlib.axes.Axes`, *optional*):
@@ -140,9 +159,10 @@ class Report:
         Say in plain text why the learning rate is what it is.
 
         Returns:
-            `str`: the starting rate and its source, the search (bound, each trial, cost), then one line a decision.
+            `str`: the rate and its source, each look (trials, test, cost), then one line a decision.
         """
-        return "\n".join([_start_sentence(self), *_search_lines(self), *_decision_lines(self.history)])
+        looks = [line for search in self.searches for line in _search_lines(search)]
+        return "\n".join([_start_sentence(self), *looks, *_decision_lines(self.history)])
 
     def save(self, folder: str | Path) -> None:
         """Write `exptest.json`, in place of an older one."""
@@ -226,8 +246,7 @@ def _report(values: dict[str, Any]) -> Report:
         raise ValueError(f"it has version {version!r}; this release reads version {REPORT_VERSION}.")
     values["config"] = ExpTestConfig.from_dict(values["config"])
     values["losses"] = _floats(values["losses"])
-    if values["search"] is not None:
-        values["search"] = search_from_dict(values["search"])
+    values["searches"] = [search_from_dict(search) for search in values["searches"]]
     report = Report(**values)
     lengths = [len(report.steps), len(report.losses), len(report.learning_rates)]
     if len(set(lengths)) > 1:
@@ -258,19 +277,24 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
     """One line for one entry of `history`, given the entry before it."""
     rate = f"{entry['learning_rate']:.2g}"
     if entry["decision"] == "start":
-        return f"starts with learning rate {rate} ({entry['test'].replace('_', ' ')})"
-    verdict = _VERDICTS[entry["test"], entry["decision"] != "decay"]
-    if entry["decision"] != "decay":
-        change = f"stays {rate}"
-    elif previous is None:
-        change = f"falls to {rate}"
-    else:
-        change = f"{previous['learning_rate']:.2g} -> {rate}"
+        return f"{_when(entry)} with learning rate {rate} ({entry['test'].replace('_', ' ')})"
+    change = f"stays {rate}"
+    if entry["decision"] in ("decay", "raise", "lower"):
+        change = f"becomes {rate}" if previous is None else f"{previous['learning_rate']:.2g} -> {rate}"
+    if entry["test"] == "look":
+        return (
+            f"step {entry['step']}: {_LOOKS[entry['decision']]} (p = {entry['p_value']:.2g}): learning rate {change}"
+        )
     left_out = f", {entry['left_out']} left out" if entry["left_out"] else ""
     test = f" (p = {entry['p_value']:.2g} over {entry['window']} steps{left_out})"
     if entry["test"] == "divergence":
         test = ""
+    verdict = _VERDICTS[entry["test"], entry["decision"]]
     return f"step {entry['step']}: {verdict}{test}: learning rate {change}"
+
+
+def _when(entry: dict[str, Any]) -> str:
+    return "starts" if entry["step"] == 0 else f"step {entry['step']}: goes on"
 
 
 def descriptions(history: Sequence[dict[str, Any]]) -> list[str]:
@@ -284,30 +308,29 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
         "exptest_phase": phase,
         "exptest_decays": sum(entry["decision"] == "decay" for entry in history),
     }
-    tests = [entry for entry in history if entry["decision"] != "start"]
+    tests = [entry for entry in history if entry["decision"] != "start" and entry["test"] != "look"]
     if tests:
         values |= {"exptest_p_value": tests[-1]["p_value"], "exptest_window": tests[-1]["window"]}
     return values
 
 
 def _start_sentence(report: Report) -> str:
-    """Which rate was used, and whether a search found it."""
+    """Which rate was used, and whether a look found it."""
     search, source = report.search, report.rate_source
+    if source == "search":
+        step = "" if search is None else f" at step {search.step}"
+        return f"ExpTest found the learning rate {report.starting_rate:.3g} while training{step}."
     started = f"Training started from {_SOURCES[source]}, {report.starting_rate:.3g}"
     if search is None:
-        return f"{started}." if source == "search" else f"{started}: there was no search."
+        return f"{started}: there was no look at other rates."
+    result = f"tried {len(search.trials)} learning rates and found none that lowers the loss on held-out batches"
     if search.is_conclusive:
-        found = f"ExpTest found the learning rate {search.learning_rate:.3g} before the first step."
-        return found if source == "search" else f"{found} {started}."
-    num_rates = len({trial.learning_rate for trial in search.trials})
-    failure = f"ExpTest tried {num_rates} learning rates and found none that lowers the loss on held-out batches"
-    return f"{failure}. {started}."
+        # Before the checkpoint that training went on from.
+        result = f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}"
+    return f"ExpTest {result}. Training went on with {_SOURCES[source]}, {report.starting_rate:.3g}."
 
 
-def _search_lines(report: Report) -> list[str]:
-    search = report.search
-    if search is None:
-        return []
+def _search_lines(search: LearningRateSearch) -> list[str]:
     return [
         _trials_sentence(search),
         "    learning rate   steps   loss on held-out batches",
@@ -317,26 +340,37 @@ def _search_lines(report: Report) -> list[str]:
 
 
 def _trials_sentence(search: LearningRateSearch) -> str:
-    return f"It tried short runs from the same weights, beginning at the upper bound {search.upper_bound:.3g}:"
+    where = "" if search.upper_bound is None else f", which began below the upper bound {search.upper_bound:.3g}"
+    return f"At step {search.step} of {search.num_training_steps} it tried rates on the weights of the run{where}:"
 
 
 def _trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
-    """Rate, length and outcome of each trial, the short ones first, and of none."""
-    trials = sorted(search.trials, key=lambda trial: (trial.num_steps, -trial.learning_rate))
-    ends = [f"{trial.end_loss:.4f}" if np.isfinite(trial.end_loss) else "diverged" for trial in trials]
-    rows = [(f"{trial.learning_rate:.2e}", str(trial.num_steps), end) for trial, end in zip(trials, ends, strict=True)]
+    """Rate, steps made and outcome of each trial, and of none."""
+    trials = sorted(search.trials, key=lambda trial: -trial.learning_rate)
+    rows = [
+        (
+            f"{trial.learning_rate:.2e}",
+            str(len(trial.curve)),
+            f"{trial.end_loss:.4f}" if trial.outcome == "ended" else _OUTCOMES[trial.outcome],
+        )
+        for trial in trials
+    ]
     return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
 
 
 def _result_sentences(search: LearningRateSearch) -> list[str]:
     """What the trials led to, and what they cost."""
-    lengths = " and ".join(str(length) for length in sorted({trial.num_steps for trial in search.trials}))
-    result = (
-        f"The best rates of {lengths} steps, carried on to the length of the run, give {search.learning_rate:.3g}."
-    )
-    cost = (
-        f"The search took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was."
-    )
+    # Nobody has chosen the rate below the bound, so the first look does not compare with it.
+    rival = f"the rate until then, {search.previous_rate:.3g}" if search.upper_bound is None else "the untouched model"
+    length, left = search.trials[0].num_steps, search.num_training_steps - search.step
+    if search.p_value < 1 and search.learning_rate != search.previous_rate:
+        result = (
+            f"The best of them ends lower than {rival} (p = {search.p_value:.2g}); carried over from {length} steps to"
+            f" the {left} that were left, it gives {search.learning_rate:.3g}."
+        )
+    else:
+        result = f"None ends lower than {rival} by more than chance (p = {search.p_value:.2g})."
+    cost = f"The look took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was."
     return [result, cost] if search.is_conclusive else [cost]
 
 
@@ -376,12 +410,12 @@ def _card_section(report: Report, has_figure: bool) -> str:
         "### Learning rate",
         f"Set by [ExpTest](https://arxiv.org/abs/2411.16975). {_start_sentence(report)}",
     ]
-    if report.search is not None:
-        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_trial_rows(report.search)]
+    for search in report.searches:
+        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_trial_rows(search)]
         parts += [
-            _trials_sentence(report.search),
+            _trials_sentence(search),
             "\n".join(f"| {' | '.join(row)} |" for row in table),
-            " ".join(_result_sentences(report.search)),
+            " ".join(_result_sentences(search)),
         ]
     if report.history:
         parts.append("\n".join(f"- {line}" for line in descriptions(report.history)))

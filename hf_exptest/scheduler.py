@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from .processes import check_agreement, mean_over_processes
 
 logger = logging.get_logger(__name__)
 
+# Where a run starts that looks at other rates: a share of the bound along the first update.
+BELOW_BOUND = "below_bound"
 # Losses stay on the device for this many steps at most, so divergence is noticed within as many.
 CHECK_INTERVAL = 32
 
@@ -48,7 +51,8 @@ class ExpTestScheduler(LRScheduler):
     Attributes:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
         learning_rate (`float`): the rate of the first group, before warm-up and cool-down.
-        search (`dict` or `None`): how the starting rate was found, in plain values, which checkpoints keep.
+        searches (`list[dict]`): the looks at other rates so far, in plain values, which checkpoints keep.
+        bound (`dict` or `None`): the upper bound that the starting rate is from, and what it cost; kept too.
 
     Raises:
         `ValueError`: for an optimizer that sets its own rates, or none of whose groups has a positive `lr`.
@@ -88,12 +92,13 @@ class ExpTestScheduler(LRScheduler):
         self._accelerator = accelerator
         self._pending: float | torch.Tensor | None = None
         self._buffer: list[float | torch.Tensor] = []
-        self.search: dict[str, Any] | None = None
+        self.searches: list[dict[str, Any]] = []
+        self.bound: dict[str, Any] | None = None
         super().__init__(optimizer)
         rate = self.config.learning_rate
         self._controller = ExpTestController(
             self.config,
-            self._reference_rate if rate is None else rate,
+            self.given_rate if rate is None else rate,
             num_training_steps,
             # The paper tests even a given rate; with a budget, a given rate is taken at its word.
             phase=DETECT if rate is None or self.config.window is None else TUNE,
@@ -138,6 +143,34 @@ class ExpTestScheduler(LRScheduler):
             reason (`str`): where the rate comes from; becomes the first entry of `history`.
         """
         self._controller.start(learning_rate, DETECT if detect else TUNE, reason)
+        self._agree()
+        self._apply()
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether it is time for a look at other rates: at the end of the warm-up, or when a test asks for one."""
+        if not self.history or self.last_epoch >= (self.num_training_steps or math.inf):
+            return False
+        is_warm = self.last_epoch >= schedule_bounds(self.config, self.num_training_steps)[0]
+        # The rate may have been lowered before the first look.
+        choices = [entry["test"] for entry in self.history if entry["test"] == "look" or entry["decision"] == "start"]
+        return self.history[-1]["decision"] == "look" or (is_warm and choices[-1:] == [BELOW_BOUND])
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether the loss has fallen in the warm-up."""
+        return self._controller.has_learnt
+
+    def allow_looks(self, can_look: bool) -> None:
+        """Say whether a failed test may ask for a look."""
+        self._controller.can_look = can_look
+
+    def move(self, learning_rate: float, test: str, p_value: float | None = None) -> None:
+        """Go on with another rate, see [`ExpTestController`]; all losses so far are tested by then."""
+        self.flush()
+        self._controller.move(learning_rate, test, p_value)
+        if self._meter is not None:
+            self._meter.reset()
         self._agree()
         self._apply()
 
@@ -198,7 +231,7 @@ class ExpTestScheduler(LRScheduler):
 
     def _agree(self) -> None:
         state = {**self._controller.state_dict(), "settings": [self.config.to_dict(), self.num_training_steps]}
-        del state["losses"], state["history"]
+        del state["losses"], state["first_losses"], state["history"]
         check_agreement(state, self._accelerator, f"at step {self._controller.step}")
 
     @property
@@ -209,20 +242,21 @@ class ExpTestScheduler(LRScheduler):
     @property
     def previous_rate(self) -> float:
         """Rate of the first group that is trained, in the optimizer step before this one."""
-        return self.learning_rate * schedule_factor(self.config, max(0, self.last_epoch - 1), self.num_training_steps)
+        step = max(0, self.last_epoch - 1)
+        return self._controller.rate_at(step) * schedule_factor(self.config, step, self.num_training_steps)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Rates of all groups for the next optimizer step."""
         factor = schedule_factor(self.config, self.last_epoch, self.num_training_steps)
-        return self._group_rates(self._controller.learning_rate * factor)
+        return self._group_rates(self._controller.rate_at(self.last_epoch) * factor)
 
     def _group_rates(self, rate: float) -> list[float | torch.Tensor]:
         """Rates of all groups if that of the first is `rate`."""
-        return [rate * (float(base) / self._reference_rate) for base in self.base_lrs]
+        return [rate * (float(base) / self.given_rate) for base in self.base_lrs]
 
     @property
-    def _reference_rate(self) -> float:
-        """Rate that the group by which ExpTest goes was given."""
+    def given_rate(self) -> float:
+        """Rate that the first group that is trained was given by whoever made the optimizer."""
         rates = [float(base) for base in self.base_lrs]
         return rates[reference_group(rates)]
 
@@ -246,7 +280,8 @@ class ExpTestScheduler(LRScheduler):
             # For Trainer's own schedulers: a checkpoint also resumes without ExpTest, from the rate that it found.
             "base_lrs": self._group_rates(self._controller.learning_rate),
             "lr_lambdas": [None] * len(self.base_lrs),
-            "search": self.search,
+            "searches": self.searches,
+            "bound": self.bound,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -277,7 +312,7 @@ class ExpTestScheduler(LRScheduler):
     def _take_over(self, state_dict: dict[str, Any]) -> None:
         self.base_lrs = list(state_dict["base_lrs"])
         given = self.config.learning_rate
-        rate = self._reference_rate if given is None else given
+        rate = self.given_rate if given is None else given
         self._controller.take_over(self.last_epoch, rate)
         if self._accelerator is None or self._accelerator.is_main_process:
             logger.warning(
@@ -297,7 +332,9 @@ class ExpTestScheduler(LRScheduler):
         self._controller.load_state_dict(state_dict["controller"])
         self._buffer = list(state_dict["buffer"])
         self._pending = None
-        self.search = state_dict.get("search")
+        # States of 0.1 have neither.
+        self.searches = list(state_dict.get("searches", []))
+        self.bound = state_dict.get("bound")
         if self._meter is not None:
             self._meter.load_state_dict(state_dict["path"])
 

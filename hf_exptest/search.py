@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which learning rates to try before the first step, and what to conclude: pure functions over trials."""
+"""Which learning rate serves best from here on: pure functions over trials."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,32 +19,31 @@ from .trial import Trial
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The measurements are those of examples/benchmarks/README.md, "What each part is worth", but where another is named.
-# Shorter trials order the rates by their first steps rather than by where they lead: with 7 and 28 steps two of three
-# ViT searches end at twice the rate and lose.
-MIN_STEPS = 14
-# The long trials are this much longer: far enough for a drift to show above the noise of the vertices. By a factor of
-# two ("12 and 24 steps") the rates of three ViT searches are a factor of 800 apart.
-STRETCH = 4
-# Five short trials and four long ones are the usual ladder: the search steps of that table.
-STEPS_PER_SHORT_STEP = 5 + 4 * STRETCH
-# Down to a factor of 3 ** 9 below the bound, which is 3 to 20 times the best rate on the ten tasks.
-_MAX_TRIALS = 10
-_MAX_CLIMBS = 3
+# Training starts this far below the bound along the first update, which is 2 to 30 times the best rate on the ten
+# tasks of examples/benchmarks/. What a rate too high has done to the weights stays; one too low costs some steps.
+START_SHARE = 1 / 30
+# Rates tried are a factor of three apart: the parabola through three of them has its vertex between.
+SPACING = 3.0
+# Where the trials begin, in such factors above the rate of a start: the middle of the best ones of the ten tasks.
+_FIRST_POWER = 2
+MIN_STEPS, MAX_STEPS = 14, 256
+# Three trials usually do, and leave steps for another look; the budget allows for a fourth.
+_TRIALS_IN_BUDGET = 4
+# A short run may spend so much, since fewer steps say nothing.
+_SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
+# A trial is given up if its last so many losses are below none of a better one's, on the same batches, by this
+# significance. Only where it is two or more spacings below it, since the neighbours of the best bend the parabola.
+_LOSSES_COMPARED = 8
+_HOPELESS = 1e-3
 # Ends that differ by less than this share of what the best one gains are equal: DPO losses of 1e-9 and 1e-30 were told
 # apart without it, and followed up to a rate of 0.8 (tests/test_search.py).
 _TIE = 1e-3
-# Rates far too high all end on one plateau, whose trials differ significantly but by next to nothing: the ResNet's.
-_NOTICEABLE = 0.1
-# Any rate small enough lowers the loss a little: a trial that says something gains this share of it.
-_HELPFUL = 0.01
-# The best rate goes with a power of the length. Theory has the power between 0 (steps limited by curvature and noise)
-# and -1 (by the way still to go); it is the middle where the trials do not say.
-_USUAL_DRIFT = -0.5
-_DRIFTS = -1.0, 0.5
-# A line through two noisy vertices is not followed further down than this: a third is better than a half on LoRA and
-# SST-2 by 0.9 and 0.4 %, and no worse elsewhere.
-_LOWEST_SHIFT = math.log(1 / 3)
+# The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
+# falls with the share of the loss that the trial removes, and with what a third of the rate lacks of that. See "The
+# horizon" in examples/benchmarks/README.md.
+_HORIZON = 0.2, 0.8, 0.2
+
+IsHopeless = Callable[[Sequence[float]], bool]
 
 
 class Stage(Protocol):
@@ -53,48 +52,54 @@ class Stage(Protocol):
     untouched: list[float]
     num_steps: int
 
-    def bound(self) -> float:
-        """Rate from which to try downwards."""
-
-    def trial(self, learning_rate: float, num_steps: int) -> Trial:
-        """Try a rate over so many steps."""
+    def trial(self, learning_rate: float, num_steps: int, is_hopeless: IsHopeless) -> Trial:
+        """Try a rate over so many steps, or until its curve is hopeless."""
 
 
 @dataclass(frozen=True)
 class LearningRateSearch:
     """
-    Result of a search.
+    Result of a look at other learning rates from the present weights.
 
     Attributes:
-        learning_rate (`float`): the rate found; of no worth unless `is_conclusive`.
-        upper_bound (`float`): the bound along the first update, where the ladder of rates begins.
+        step (`int`): optimizer steps that were made before it.
+        previous_rate (`float`): the rate until then.
+        learning_rate (`float`): the rate from then on; of no worth unless `is_conclusive`.
+        p_value (`float`): of the paired one-sided t-test, over the held-out batches, that the best trial ends lower
+            than the trial of the previous rate; in the first look, which nobody's choice precedes, lower than the
+            untouched model.
         untouched_losses (`list[float]`): loss of the model as it came, on each held-out batch.
-        trials (`list[Trial]`): every trial, the short ones before the long ones.
+        trials (`list[Trial]`): every trial, by rate.
         num_training_steps (`int`): length of the run that the rate is for.
-        num_steps (`int`): optimizer steps spent, the bound's own included.
+        num_steps (`int`): optimizer steps spent.
         seconds (`float`): wall time spent.
+        upper_bound (`float` or `None`): the bound along the first update, below which the run began; `None` in a look
+            that a test asked for.
 
     Example:
 
         >>> from hf_exptest import find_learning_rate
         >>> search = find_learning_rate(trainer)
-        >>> search.is_conclusive, search.num_training_steps
-        (True, 150)
+        >>> search.is_conclusive, search.step, search.num_training_steps
+        (True, 15, 150)
         >>> search.plot().figure.savefig("search.png")
     """
 
+    step: int
+    previous_rate: float
     learning_rate: float
-    upper_bound: float
+    p_value: float
     untouched_losses: list[float]
     trials: list[Trial]
     num_training_steps: int
     num_steps: int
-    seconds: float
+    seconds: float = math.nan
+    upper_bound: float | None = None
 
     @property
     def is_conclusive(self) -> bool:
         """Whether any trial lowers the loss on the held-out batches significantly (5 %)."""
-        return any(_is_lower(trial.end_losses, self.untouched_losses, alpha=0.05) for trial in self.trials)
+        return any(paired_p_value(trial.end_losses, self.untouched_losses) < 0.05 for trial in self.trials)
 
     @property
     def reaches_zero(self) -> bool:
@@ -108,90 +113,102 @@ class LearningRateSearch:
         return self.trials
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the loss at the end of each trial against its rate, one line a length; returns the axes."""
+        """Draw the loss at the end of each trial against its rate; returns the axes."""
         from .figure import plot_search
 
         return plot_search(self, ax)
 
 
-def short_length(config: ExpTestConfig, num_training_steps: int) -> int:
-    """Optimizer steps of a short trial in a run of `num_training_steps`."""
-    return max(MIN_STEPS, round(config.search_budget * num_training_steps / STEPS_PER_SHORT_STEP))
+def search_steps(config: ExpTestConfig, num_training_steps: int) -> int:
+    """Optimizer steps that all looks of a run may take together, its bound's own included."""
+    floor = min(_SHORT_RUN_SHARE * num_training_steps, _SHORT_RUN_STEPS)
+    return math.floor(max(config.search_budget * num_training_steps, floor))
 
 
-def search(stage: Stage, config: ExpTestConfig, num_training_steps: int) -> LearningRateSearch:
+def trial_steps(budget: int) -> int:
+    """Length of the trials of a look that may take `budget` steps."""
+    return max(MIN_STEPS, min(MAX_STEPS, budget // _TRIALS_IN_BUDGET))
+
+
+def search(
+    stage: Stage,
+    learning_rate: float,
+    config: ExpTestConfig,
+    *,
+    step: int,
+    num_training_steps: int,
+    budget: int,
+    is_start: bool,
+) -> LearningRateSearch:
     """
-    Try rates from the bound downwards by `beta`, each as the whole schedule in a few steps, until the loss on held-out
-    batches gets noticeably worse. Then try around the best rate, by `sqrt(beta)`, over four times as many steps, four
-    rates or more. The vertex of the parabola in log rate is moved down to the length of the run by the drift between
-    the two lengths.
+    Try rates around `learning_rate` from the weights after `step` steps, and say which to go on with.
+
+    The rate moves only if the best trial ends significantly lower than the trial of the present rate, on the same
+    held-out batches: to the vertex of the parabola in log rate, carried over to the length of the rest of the run. A
+    careful start claims nothing for itself; there the best trial must lower the loss of the untouched model.
+
+    Args:
+        stage (`Stage`): makes the trials.
+        learning_rate (`float`): the present rate.
+        config ([`ExpTestConfig`]): gives the significance level.
+        step (`int`): optimizer steps made so far.
+        num_training_steps (`int`): length of the run.
+        budget (`int`): optimizer steps to spend.
+        is_start (`bool`): whether `learning_rate` is a careful start, so that higher rates come first.
     """
-    short = short_length(config, num_training_steps)
-    bound = stage.bound()
-    budget = max(config.search_budget * num_training_steps, STEPS_PER_SHORT_STEP * short) + stage.num_steps
-    trials = _descend(stage, bound, short, config)
-    best = _best(trials, stage.untouched, config.alpha)
-    if _is_helpful(best, stage.untouched, config.alpha):
-        start, factor = _vertex(trials, stage.untouched), math.sqrt(config.beta)
-    else:
-        # Too short to learn anything: the long trials look for the valley themselves, below the bound.
-        start, factor = bound * config.beta, config.beta
-    longer = _walk(stage, start, factor, STRETCH * short, budget)
-    # No search knows more than two digits; the rest would only differ with the number of processes.
-    rate = float(f"{_extrapolate(trials, longer, stage.untouched, num_training_steps):.2g}")
+    length = trial_steps(budget)
+    # A start is too low if anything; a rate whose loss stands still is too high if anything.
+    first_powers = (_FIRST_POWER, _FIRST_POWER + 1) if is_start else (0, -1)
+    trials = _walk(stage, learning_rate, length, budget, first_powers)
+    best = trials[_best_power(trials, stage.untouched)]
+    p_value = paired_p_value(best.end_losses, stage.untouched) if is_start else _evidence(best, trials[0])
+    rate = learning_rate
+    if p_value < config.alpha:
+        power = _horizon_power(trials, stage.untouched)
+        horizon = max(1.0, (num_training_steps - step) / length) ** power
+        # No search knows more than two digits; the rest would only differ with the number of processes.
+        rate = float(f"{_centre(list(trials.values()), best, stage.untouched, config.alpha) * horizon:.2g}")
     return LearningRateSearch(
+        step=step,
+        previous_rate=learning_rate,
         learning_rate=rate,
-        upper_bound=bound,
+        p_value=p_value,
         untouched_losses=stage.untouched,
-        trials=trials + longer,
+        trials=[trials[power] for power in sorted(trials)],
         num_training_steps=num_training_steps,
         num_steps=stage.num_steps,
-        seconds=math.nan,
     )
 
 
-def _descend(stage: Stage, bound: float, num_steps: int, config: ExpTestConfig) -> list[Trial]:
-    """Try from the bound downwards until it gets noticeably worse or idle, and climb if the bound is best."""
-    trials = [stage.trial(bound, num_steps)]
-    while len(trials) < _MAX_TRIALS:
-        best = _best(trials, stage.untouched, config.alpha)
-        lowest = min(trials, key=lambda trial: trial.learning_rate)
-        if _is_clearly_worse(lowest, best, stage.untouched, config.alpha) or _is_idle(lowest, stage.untouched):
+def _walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tuple[int, int]) -> dict[int, Trial]:
+    """
+    Trials by their power of the spacing: the first two, then on to the better side until the best has a neighbour on
+    either side, or the budget is spent.
+    """
+    trials: dict[int, Trial] = {}
+
+    def add(power: int) -> None:
+        best = None if not trials else _best_power(trials, stage.untouched)
+        rival = [] if best is None or power >= best - 1 else trials[best].curve
+        trials[power] = stage.trial(rate * SPACING**power, length, lambda curve: _is_hopeless(curve, rival))
+
+    for power in first_powers:
+        add(power)
+    while len(trials) < 3 or stage.num_steps + length <= budget:
+        best = _best_power(trials, stage.untouched)
+        missing = [power for power in (best + 1, best - 1) if power not in trials]
+        if not missing:
             break
-        trials.append(stage.trial(lowest.learning_rate * config.beta, num_steps))
-    for _ in range(_MAX_CLIMBS):
-        best = _best(trials, stage.untouched, config.alpha)
-        highest = max(trials, key=lambda trial: trial.learning_rate)
-        if best is not highest:
-            break
-        trials.append(stage.trial(highest.learning_rate / config.beta, num_steps))
+        add(missing[0])
     return trials
 
 
-def _walk(stage: Stage, start: float, factor: float, num_steps: int, budget: float) -> list[Trial]:
-    """
-    Try `start`, one rate below it and one above, by `factor`, and a fourth; then go on within the budget.
-
-    All four, whatever the first ones say: near the edge of stability a single trial is a lottery. The fourth is above
-    where the upper one is best, else below: longer runs have their best rate there more often, and a rate too high
-    costs more than one too low. From there on it is a better end that asks for more.
-    """
-    trials = [stage.trial(start * factor**power, num_steps) for power in (1, 0, -1)]
-    while len(trials) == 3 or stage.num_steps + num_steps <= budget:
-        best = _lowest(trials, stage.untouched)
-        if best is trials[-1]:
-            trials.append(stage.trial(best.learning_rate / factor, num_steps))
-        elif len(trials) == 3 or best is trials[0]:
-            trials.insert(0, stage.trial(trials[0].learning_rate * factor, num_steps))
-        else:
-            break
-    return trials
-
-
-def _lowest(trials: Sequence[Trial], untouched: Sequence[float]) -> Trial:
-    """The trial with the lowest loss at the end; of equals, that with the lowest rate."""
-    ends = _levelled([trial.end_loss for trial in trials], float(np.mean(untouched)))
-    return min(zip(ends, trials, strict=True), key=lambda item: (item[0], item[1].learning_rate))[1]
+def _best_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> int:
+    """The trial with the lowest loss at the end; of equals, and of all that do not help, that with the lowest rate."""
+    powers = sorted(trials)
+    ceiling = float(np.mean(untouched))
+    ends = _levelled([min(trials[power].end_loss, ceiling) for power in powers], ceiling)
+    return powers[ends.index(min(ends))]
 
 
 def _levelled(ends: Sequence[float], untouched: float) -> list[float]:
@@ -201,42 +218,33 @@ def _levelled(ends: Sequence[float], untouched: float) -> list[float]:
     return [lowest if end <= lowest + margin else end for end in ends]
 
 
-def _best(trials: Sequence[Trial], untouched: Sequence[float], alpha: float) -> Trial:
-    """Lowest loss at the end, among the trials that converge if any does."""
-    converging = [t for t in trials if t.p_value < alpha or _is_lower(t.end_losses, untouched, alpha)]
-    return _lowest(converging or trials, untouched)
-
-
-def _is_clearly_worse(trial: Trial, best: Trial, untouched: Sequence[float], alpha: float) -> bool:
-    """Whether `best` helps, and `trial` is significantly worse by a noticeable part of what `best` gains."""
-    if not _is_lower(best.end_losses, untouched, alpha) or not _is_lower(best.end_losses, trial.end_losses, alpha):
+def _is_hopeless(curve: Sequence[float], rival: Sequence[float]) -> bool:
+    """Whether the last losses of `curve` are significantly above those of `rival`, which rose as it did."""
+    n = len(curve)
+    if not _LOSSES_COMPARED <= n <= len(rival):
         return False
-    gain = float(np.mean(untouched)) - best.end_loss
-    return trial.end_loss - best.end_loss > _NOTICEABLE * gain
+    recent = slice(n - _LOSSES_COMPARED, n)
+    return paired_p_value(rival[recent], curve[recent]) < _HOPELESS
 
 
-def _is_helpful(trial: Trial, untouched: Sequence[float], alpha: float) -> bool:
-    """Whether `trial` lowers the loss of the untouched model significantly and noticeably."""
-    loss = float(np.mean(untouched))
-    return _is_lower(trial.end_losses, untouched, alpha) and loss - trial.end_loss > _HELPFUL * abs(loss)
+def _evidence(best: Trial, present: Trial) -> float:
+    """p-value of `best` being better than `present`: by their ends, or by where `present` was given up."""
+    if present.outcome == "behind":
+        recent = slice(len(present.curve) - _LOSSES_COMPARED, len(present.curve))
+        return paired_p_value(best.curve[recent], present.curve[recent])
+    return paired_p_value(best.end_losses, present.end_losses)
 
 
-def _is_idle(trial: Trial, untouched: Sequence[float]) -> bool:
-    """Whether `trial` leaves the loss where it was, so that lower rates would too."""
-    loss = float(np.mean(untouched))
-    return abs(trial.end_loss - loss) < _HELPFUL * abs(loss)
-
-
-def _is_lower(losses: Sequence[float], others: Sequence[float], alpha: float) -> bool:
-    """Whether `losses` are significantly lower than `others` on the same batches (paired one-sided t-test)."""
+def paired_p_value(losses: Sequence[float], others: Sequence[float]) -> float:
+    """p-value of the paired one-sided t-test that `losses` are lower than `others`, which are of the same batches."""
     if not np.all(np.isfinite(losses)):
-        return False
+        return 1.0
     if not np.all(np.isfinite(others)):
-        return True
+        return 0.0
     difference = np.subtract(losses, others)
     if np.ptp(difference) == 0:
-        return bool(difference[0] < 0)
-    return bool(scipy.stats.ttest_1samp(difference, 0.0, alternative="less").pvalue < alpha)
+        return 0.0 if difference[0] < 0 else 1.0
+    return float(scipy.stats.ttest_1samp(difference, 0.0, alternative="less").pvalue)
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
@@ -262,33 +270,37 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(x[place] - slope / (2 * curvature)))
 
 
-def _vertex(trials: Sequence[Trial], untouched: Sequence[float]) -> float:
-    ceiling = float(np.mean(untouched))
-    ends = _levelled([_capped(trial.end_loss, ceiling) for trial in trials], ceiling)
-    return vertex([trial.learning_rate for trial in trials], ends)
-
-
-def _extrapolate(
-    short: Sequence[Trial], longer: Sequence[Trial], untouched: Sequence[float], num_training_steps: int
-) -> float:
+def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], alpha: float) -> float:
     """
-    The vertex of the longer trials, moved down to the length of the run by a power of the length.
-
-    The power measured between the two lengths counts as much as the short trials gain of what the long ones do, the
-    usual power counts for the rest: short ones that learn next to nothing have no opinion. The rate only moves down:
-    next to the edge of stability, one higher than the long trials favour can lose the run.
+    The vertex of the parabola; but no further up than the middle between the best rate and the lowest one of those
+    next to it that do not end significantly higher.
     """
+    # A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit.
     ceiling = float(np.mean(untouched))
-    gains = [ceiling - min(_capped(trial.end_loss, ceiling) for trial in trials) for trials in (short, longer)]
-    weight = min(1.0, gains[0] / gains[1]) if gains[1] > 0 else 0.0
-    vertices = [_vertex(trials, untouched) for trials in (short, longer)]
-    lengths = short[0].num_steps, longer[0].num_steps
-    measured = math.log(vertices[1] / vertices[0]) / math.log(lengths[1] / lengths[0])
-    drift = weight * min(_DRIFTS[1], max(_DRIFTS[0], measured)) + (1 - weight) * _USUAL_DRIFT
-    shift = drift * math.log(max(1.0, num_training_steps / lengths[1]))
-    return vertices[1] * math.exp(min(0.0, max(_LOWEST_SHIFT, shift)))
+    ended = [trial for trial in trials if trial.outcome != "behind"]
+    ends = _levelled([min(trial.end_loss, ceiling) for trial in ended], ceiling)
+    lowest = best.learning_rate
+    for trial in sorted(trials, key=lambda trial: -trial.learning_rate):
+        if trial.learning_rate < lowest:
+            if paired_p_value(best.end_losses, trial.end_losses) < alpha:
+                break
+            lowest = trial.learning_rate
+    top = math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
+    return min(top, vertex([trial.learning_rate for trial in ended], ends))
 
 
-def _capped(loss: float, ceiling: float) -> float:
-    """A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit."""
-    return loss if loss < ceiling else ceiling
+def _horizon_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> float:
+    """
+    Power of the length by which the best rate of a trial goes over to a longer run.
+
+    It is above zero where the trials have learnt little and a lower rate has done nearly as well, as with language
+    models from scratch, and below where they have learnt most, or a lower rate far less, as in fine-tuning.
+    """
+    loss = float(np.mean(untouched))
+    best = _best_power(trials, untouched)
+    gain = loss - trials[best].end_loss
+    below = trials.get(best - 1)
+    kept = (loss - below.end_loss) / gain if below is not None and gain > 0 else 0.0
+    start, by_share, by_lower = _HORIZON
+    share = gain / loss if loss > 0 else 0.0
+    return start - by_share * min(1.0, max(0.0, share)) - by_lower * (1.0 - min(1.0, max(0.0, kept)))

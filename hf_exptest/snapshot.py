@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from .internals import DeepSpeedState
+from .internals import DeepSpeedState, running_iterators
 from .places import Places
 
 logger = logging.get_logger(__name__)
@@ -77,6 +77,8 @@ class Snapshot:
         if getattr(trainer.accelerator, "scaler", None) is not None:
             scaler.add_attributes("scaler", trainer.accelerator.scaler)
         self._scaler, self._scaler_tensors = scaler, _Tensors(scaler.tensors)
+        # From now on, copies are moved in the place of iterators.
+        self.places.restore()
         return self
 
     def __exit__(
@@ -92,6 +94,7 @@ class Snapshot:
         self.reset()
         if self._engine is not None:
             self._engine.close()
+        self.places.close()
         self._scaler.restore()
         self._scaler_tensors.restore()
         for module, mode in self._modes:
@@ -103,8 +106,8 @@ class Snapshot:
 
     def reset(self) -> None:
         """
-        Put everything back but the gradient scaler, and drop the gradients. The random states too, so that every trial
-        draws the same dropout masks.
+        Put everything back but the gradient scaler, gradients too. And the random states, so that every trial draws
+        the same dropout masks.
         """
         for module in self._model.modules():
             # After a forward pass alone, FSDP2 keeps some parameters whole, and would go on with those.
@@ -142,6 +145,8 @@ def _places(trainer: Trainer, callbacks: Sequence[TrainerCallback], whole: bool)
             places.skip(tensor)
     places.skip(trainer)
     places.skip(trainer.eval_dataset)
+    for iterator in running_iterators(trainer.callback_handler.train_dataloader):
+        places.skip(iterator)
     places.add("model", trainer.model)
     data = trainer.train_dataset, trainer.data_collator, trainer.callback_handler.train_dataloader
     for name, source in zip(("train_dataset", "data_collator", "train_dataloader"), data, strict=True):
@@ -163,6 +168,9 @@ class _Copied:
     tensor: torch.Tensor
     saved: torch.Tensor
     requires_grad: bool
+    # Of a parameter outside the model, whose gradients Trainer's `model.zero_grad()` does not drop.
+    gradient: torch.Tensor | None
+    saved_gradient: torch.Tensor | None
 
 
 @dataclass
@@ -189,17 +197,20 @@ class _Tensors:
                     self._watched.append(_Watched(name, tensor, _mark(tensor)))
                     continue
                 room -= size
-            saved = _local(tensor).detach().to("cpu", copy=True)
-            self._copied.append(_Copied(name, tensor, saved, tensor.requires_grad))
+            gradient = tensor.grad if tensor.is_leaf else None
+            saved_gradient = None if gradient is None else _saved(gradient)
+            self._copied.append(_Copied(name, tensor, _saved(tensor), tensor.requires_grad, gradient, saved_gradient))
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the values back, and drop the gradients."""
+        """Put the values back, and the gradients, of which there are none between two steps in a usual training."""
         for copied in self._copied:
             _put_back(copied.tensor, copied.saved)
             if copied.tensor.is_leaf:
                 copied.tensor.requires_grad_(copied.requires_grad)
-                copied.tensor.grad = None
+                if copied.gradient is not None and copied.saved_gradient is not None:
+                    _put_back(copied.gradient, copied.saved_gradient)
+                copied.tensor.grad = copied.gradient
 
     def changed(self) -> list[str]:
         """Names of watched tensors that have changed."""
@@ -218,6 +229,10 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that is in this process: its shard, if it is a `DTensor`."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _saved(tensor: torch.Tensor) -> torch.Tensor:
+    return _local(tensor).detach().to("cpu", copy=True)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

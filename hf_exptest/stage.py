@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from .bounds import ray_bound
-from .config import ExpTestConfig
-from .controller import schedule_factor
 from .internals import (
     backward_context,
     call_before_step,
@@ -35,17 +33,16 @@ from .internals import (
 )
 from .processes import fewest_over_processes, mean_over_processes
 from .scheduler import reference_group, set_learning_rates
+from .search import MAX_STEPS, IsHopeless
 from .snapshot import Snapshot
-from .statistics import exponential_decay_test
 from .trial import Trial
 
-# What a search keeps of the data: so many optimizer batches, of which these are held out, and so many bytes of them.
-MAX_BATCHES = 64
+# What a look keeps of the data: optimizer batches for its longest trials, so many held out, and these bytes of them.
 NUM_EVAL_BATCHES = 12
+MAX_BATCHES = MAX_STEPS + NUM_EVAL_BATCHES
 MAX_BYTES = 2**30
-# Adam needs some steps of warm-up to bear a high rate, however long the run: a trial keeps those of the run, up to
-# this share of its own length.
-_MAX_WARMUP = 0.3
+# A trial rises to its rate over so many steps, which Adam needs to bear a high one, and falls linearly from there.
+_RISE = 5
 # A trial whose loss is for so many steps above that of the untouched model, by as much as it, does not come back.
 _PATIENCE = 4
 # With fp16 the gradient scaler may skip a few first steps until its scale fits.
@@ -56,18 +53,21 @@ _MAX_IDLE_BATCHES = 8
 Batch = tuple[list[Any], Any]
 
 
+class NoEffect(ValueError):
+    """No first step changes a loss."""
+
+
 class NotSearchable(ValueError):
     """A search would do harm, or cannot be undone."""
 
 
 @contextlib.contextmanager
-def open_stage(trainer: Trainer, config: ExpTestConfig, num_batches: int, progress: Any = None) -> Iterator[Stage]:
+def open_stage(trainer: Trainer, num_batches: int, progress: Any = None) -> Iterator[Stage]:
     """
     A [`Stage`] inside a running `train()`; afterwards the Trainer is as it was, also after an exception.
 
     Args:
         trainer ([`~transformers.Trainer`]): with its model prepared and its optimizer made.
-        config ([`ExpTestConfig`]): gives the shape of the schedule.
         num_batches (`int`): optimizer batches to read, at most; see [`Stage`].
         progress (`tqdm`, *optional*): moves by one for each step of a trial.
 
@@ -82,7 +82,7 @@ def open_stage(trainer: Trainer, config: ExpTestConfig, num_batches: int, progre
             snapshot.places.restore()
             raise NotSearchable(reason)
         with snapshot:
-            yield Stage(trainer, snapshot, config, num_batches, gradient_callbacks(callbacks), progress)
+            yield Stage(trainer, snapshot, num_batches, GradientCallbacks(trainer, callbacks), progress)
 
 
 def _why_not_searchable(trainer: Trainer, snapshot: Snapshot) -> str | None:
@@ -107,9 +107,9 @@ class Stage:
     """
     Makes trials, each from the same weights and random states, on the same batches.
 
-    The batches are in host memory: at most 64 optimizer batches, and at most 1 GiB of them, whatever the length of the
-    run. Up to `NUM_EVAL_BATCHES` are held out; a trial that is longer than the rest begins them anew. Each use gets a
-    copy, which the user's code may change.
+    The batches are in host memory: at most 268 optimizer batches, and at most 1 GiB of them, whatever the run's
+    length. Up to `NUM_EVAL_BATCHES` are held out; a trial that is longer than the rest begins them anew. Each use gets
+    a copy, which the user's code may change. They are in another order than the run's, where data can be shuffled.
 
     Use [`open_stage`].
 
@@ -122,20 +122,17 @@ class Stage:
         self,
         trainer: Trainer,
         snapshot: Snapshot,
-        config: ExpTestConfig,
         num_batches: int,
-        callbacks: list[TrainerCallback],
+        callbacks: GradientCallbacks,
         progress: tqdm[Any] | None,
     ) -> None:
         self._trainer = trainer
         self._model = trainer.model_wrapped
         self._snapshot = snapshot
-        self._config = config
         assert trainer.optimizer is not None
         self._optimizer = trainer.optimizer
         self._ratios = _group_ratios(self._optimizer)
-        self._callbacks: list[TrainerCallback] | None = None
-        self._candidates = callbacks
+        self._callbacks = callbacks
         self._progress = progress
         self.num_steps = 0
         batches = _cache_batches(trainer, num_batches)
@@ -143,66 +140,73 @@ class Stage:
         self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
         self._in_training_mode, self._with_grad = self._first_that_works()
         self.untouched = self._evaluate(self._eval_batches)
-        self._untouched_curve = self._evaluate(self._train_batches)
-        # A batch may have no loss at all, so that any would look high beside it.
-        self._scale = float(np.mean(np.abs(self._untouched_curve)))
 
     def bound(self) -> float:
         """
-        Rate after whose first step the loss of that batch is lowest, on a coarse ladder.
+        Rate after whose first step the loss of that batch is lowest, on a coarse ladder; the lower one of two batches.
 
         Raises:
-            `ValueError`: if no first step changes a loss.
+            `NoEffect`: if no first step changes a loss.
         """
-        order = sorted(range(len(self._train_batches)), key=lambda place: self._untouched_curve[place] == 0)
+        losses = self._evaluate(self._train_batches)
+        # A batch without a loss can only get one, so it says nothing of where it would be lowest.
+        order = sorted(range(len(losses)), key=lambda place: losses[place] == 0)
         for place in order[:_MAX_IDLE_BATCHES]:
             batch = self._train_batches[place]
             if self._loss_after_a_step(1.0, batch) != self._loss_after_a_step(0.0, batch):
                 # A search that has to end with an error ends soon.
                 self._snapshot.check()
                 bound = ray_bound(lambda rate, batch=batch: self._loss_after_a_step(rate, batch))  # type: ignore[misc]
+                # One batch may bear fifty times the rate of another; a second one says which it is.
+                other = self._train_batches[(place + 1) % len(self._train_batches)]
+                bound = min(
+                    (bound, bound / 3, bound / 10, bound / 30),
+                    key=lambda rate: (self._loss_after_a_step(rate, other), rate),
+                )
                 self._snapshot.reset()
                 return bound
-        raise ValueError("The optimizer's first step changes no loss: is anything trainable?")
+        raise NoEffect("The optimizer's first step changes no loss: is anything trainable?")
 
     def _loss_after_a_step(self, rate: float, batch: Batch) -> float:
         self._snapshot.reset()
-        if rate > 0:
-            self._set_rate(rate)
-            for _ in range(_MAX_SKIPPED):
-                self._step(batch)
-                if not self._trainer.accelerator.optimizer_step_was_skipped:
-                    break
+        # Also with a rate of 0: a step moves the averages of BatchNorm, which the loss without training depends on.
+        self._set_rate(rate)
+        for _ in range(_MAX_SKIPPED):
+            self._step(batch)
+            if not self._trainer.accelerator.optimizer_step_was_skipped:
+                break
         return self._evaluate([batch])[0]
 
-    def trial(self, learning_rate: float, num_steps: int) -> Trial:
-        """The whole schedule in `num_steps` steps, then the loss on the held-out batches."""
+    def trial(self, learning_rate: float, num_steps: int, is_hopeless: IsHopeless = lambda curve: False) -> Trial:
+        """Rise and fall of the rate in `num_steps` steps, then the loss on the held-out batches."""
         if self._progress is not None:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
         self._snapshot.reset()
-        shape = _shape_of_trial(self._config, num_steps, self._trainer.state.max_steps)
         curve: list[float] = []
-        rates: list[float] = []
         num_high = 0
         for step in range(num_steps):
-            place = step % len(self._train_batches)
-            rate = learning_rate * schedule_factor(shape, step, num_steps)
-            self._set_rate(rate)
-            loss = self._step(self._train_batches[place])
-            untouched = self._untouched_curve[place]
-            rates.append(rate)
-            curve.append(loss - untouched)
-            num_high = 0 if loss - untouched <= max(abs(untouched), self._scale) else num_high + 1
-            if not math.isfinite(loss) or num_high >= _PATIENCE:
-                break
+            self._set_rate(learning_rate * trial_factor(step, num_steps))
+            curve.append(self._step(self._train_batches[step % len(self._train_batches)]))
             if self._progress is not None:
                 self._progress.update()
-        has_diverged = len(curve) < num_steps or not math.isfinite(curve[-1])
-        ends = [math.inf] * len(self._eval_batches) if has_diverged else self._evaluate(self._eval_batches)
-        times = [0.0, *np.cumsum(rates)[:-1].tolist()]
-        p_value = 1.0 if has_diverged else exponential_decay_test(curve, times).p_value
-        ends = [loss if math.isfinite(loss) else math.inf for loss in ends]
-        return Trial(learning_rate, num_steps, times, curve, ends, p_value)
+            # The first loss is that of the untouched model, as training sees it: with dropout.
+            num_high = num_high + 1 if self._is_high(curve[-1], curve[0]) else 0
+            if num_high >= _PATIENCE or not math.isfinite(curve[-1]):
+                return self._given_up(learning_rate, num_steps, curve, "diverged")
+            if step + 1 < num_steps and is_hopeless(curve):
+                return self._given_up(learning_rate, num_steps, curve, "behind")
+        ends = self._evaluate(self._eval_batches)
+        if not np.all(np.isfinite(ends)):
+            return self._given_up(learning_rate, num_steps, curve, "diverged")
+        return Trial(learning_rate, num_steps, curve, ends)
+
+    def _given_up(self, learning_rate: float, num_steps: int, curve: list[float], outcome: str) -> Trial:
+        return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches), outcome)
+
+    def _is_high(self, loss: float, first: float) -> bool:
+        """Whether a loss is above the untouched model's by as much as they are, and by far more than they vary."""
+        size, spread = float(np.mean(np.abs([*self.untouched, first]))), float(np.std(self.untouched))
+        return loss - max(float(np.mean(self.untouched)), first) > max(size, 4 * spread)
 
     def _set_rate(self, rate: float) -> None:
         set_learning_rates(self._optimizer, [rate * ratio for ratio in self._ratios])
@@ -218,19 +222,10 @@ class Stage:
             with backward_context(trainer, is_last=number == len(micro_batches)):
                 losses.append(trainer.training_step(self._model, micro, num_items))
         clip_gradients(trainer)
-        if self._callbacks is None:
-            # The first step tells which of them change gradients; what the others do is nobody's business here.
-            self._callbacks = [callback for callback in self._candidates if self._changes_gradients(callback)]
-        elif self._callbacks:
-            call_before_step(trainer, self._callbacks)
+        self._callbacks.before_step()
         self._optimizer.step()
         self._model.zero_grad()
         return self._reduce([torch.stack([loss.detach().float() for loss in losses]).sum()])[0]
-
-    def _changes_gradients(self, callback: TrainerCallback) -> bool:
-        before = _fingerprint(self._model)
-        call_before_step(self._trainer, [callback])
-        return _fingerprint(self._model) != before
 
     def _first_that_works(self) -> tuple[bool, bool]:
         """
@@ -287,10 +282,37 @@ class Stage:
         return [float(x) for x in mean_over_processes(stacked, self._trainer.accelerator).tolist()]
 
 
-def _shape_of_trial(config: ExpTestConfig, num_steps: int, num_training_steps: int) -> ExpTestConfig:
-    """The shape of the run in `num_steps` steps: the same shares, but as many steps of warm-up as fit."""
-    share = min(config.warmup * num_training_steps / num_steps, _MAX_WARMUP, 1 - config.cooldown)
-    return dataclasses.replace(config, warmup=max(config.warmup, share))
+class GradientCallbacks:
+    """
+    Those callbacks of the user's that change gradients before a step, and so take part in it.
+
+    The first step tells which they are; what the others do is nobody's business in a step that is not kept.
+    """
+
+    def __init__(self, trainer: Trainer, callbacks: Sequence[TrainerCallback]) -> None:
+        self._trainer = trainer
+        self._candidates = gradient_callbacks(callbacks)
+        self._chosen: list[TrainerCallback] | None = None
+
+    def before_step(self) -> None:
+        """Call them, between the backward pass and the step of the optimizer."""
+        if self._chosen is None:
+            self._chosen = [callback for callback in self._candidates if self._changes_gradients(callback)]
+        elif self._chosen:
+            call_before_step(self._trainer, self._chosen)
+
+    def _changes_gradients(self, callback: TrainerCallback) -> bool:
+        model = self._trainer.model_wrapped
+        before = _fingerprint(model)
+        call_before_step(self._trainer, [callback])
+        # All processes go the same way, also where a shard of one alone has changed.
+        is_same = _fingerprint(model) == before
+        return fewest_over_processes(int(is_same), self._trainer.accelerator) == 0
+
+
+def trial_factor(step: int, num_steps: int) -> float:
+    """Factor of the rate at step `step` (from 0) of a trial: a rise over five steps, and a linear fall to zero."""
+    return (step + 1) / _RISE if step < _RISE else (num_steps - step) / (num_steps - _RISE)
 
 
 def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -299,8 +321,9 @@ def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def _fingerprint(model: torch.nn.Module) -> list[float]:
-    """Sums that tell whether gradients are the same; one copy to the host."""
-    gradients = [p.grad.detach().float() for p in model.parameters() if p.grad is not None]
+    """Sums that tell whether gradients are the same, as far as they are in this process; one copy to the host."""
+    here = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()]
+    gradients = [gradient.detach().float() for gradient in here if gradient is not None]
     sums = [x for gradient in gradients for x in (gradient.sum(), gradient.square().sum())]
     return [float(x) for x in torch.stack([x.to(sums[0].device) for x in sums]).tolist()] if sums else []
 

@@ -78,10 +78,24 @@ class SlopeResult(TestResult):
         slope (`float`): Least-squares slope, loss per unit of `times`.
         effective_sample_size (`float`): Number of independent losses that the window is worth; the plain number of
             losses unless the autocorrelation was asked for.
+        standard_error (`float`): Of the slope, in its unit; NaN where no slope could be fitted.
+        degrees_of_freedom (`float`): Of the t-test.
     """
 
     slope: float
     effective_sample_size: float
+    standard_error: float = math.nan
+    degrees_of_freedom: float = 1.0
+
+    def p_value_of_fall(self, fall: float) -> float:
+        """
+        Probability of a slope this high or higher if the loss falls by `fall` a unit of time: small where the loss
+        falls by clearly less. The opposite test to that of `p_value`; where both are large, the losses do not tell.
+        """
+        if not self.standard_error > 0:
+            # Losses that are all the same do not fall; of those that are not finite nothing is known.
+            return 0.0 if self.slope > -fall else 1.0
+        return float(stdtr(self.degrees_of_freedom, -(self.slope + fall) / self.standard_error))
 
 
 @dataclass(frozen=True)
@@ -250,8 +264,15 @@ def slope_test(
     # In the orthonormal basis the coefficient of the line has the standard deviation of the noise.
     coefficient = float(basis[0] @ y)
     statistic = coefficient / math.sqrt(sum_of_squares / freedom)
-    slope = coefficient / float(basis[0] @ u) * (window.scale / window.span)
-    return SlopeResult(float(stdtr(freedom, statistic)), statistic, slope, effective)
+    unit = window.scale / (window.span * float(basis[0] @ u))
+    return SlopeResult(
+        float(stdtr(freedom, statistic)),
+        statistic,
+        coefficient * unit,
+        effective,
+        math.sqrt(sum_of_squares / freedom) * abs(unit),
+        freedom,
+    )
 
 
 def is_spike(losses: ArrayLike) -> NDArray[np.bool_]:

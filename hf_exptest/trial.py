@@ -13,30 +13,28 @@ import numpy as np
 @dataclass(frozen=True)
 class Trial:
     """
-    One tried learning rate: the whole schedule in a few steps.
+    One tried learning rate: a few steps of rise, then a linear fall to zero.
 
     Attributes:
         learning_rate (`float`): peak rate of the first parameter group that is trained.
         num_steps (`int`): length of the trial in optimizer steps.
-        times (`list[float]`): accumulated learning rate before each step that was made.
-        curve (`list[float]`): loss of each step minus the untouched model's loss on the same batch.
-        end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it diverged.
-        p_value (`float`): exponential test of the curve against accumulated learning rate.
+        curve (`list[float]`): loss of each step that was made; all trials of a look see the same batches.
+        end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it was given up.
+        outcome (`str`): "ended"; "diverged"; or "behind": given up, far behind another on the same batches.
 
     Example:
 
         >>> from hf_exptest import Trial
-        >>> trial = Trial(0.1, 2, times=[0.0, 0.1], curve=[0.0, -0.2], end_losses=[0.4, 0.6], p_value=0.02)
-        >>> trial.end_loss
-        0.5
+        >>> trial = Trial(0.1, 2, curve=[0.8, 0.6], end_losses=[0.4, 0.6])
+        >>> trial.end_loss, trial.outcome
+        (0.5, 'ended')
     """
 
     learning_rate: float
     num_steps: int
-    times: list[float]
     curve: list[float]
     end_losses: list[float]
-    p_value: float
+    outcome: str = "ended"
 
     @property
     def end_loss(self) -> float:

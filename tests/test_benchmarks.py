@@ -87,7 +87,9 @@ def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monke
     rows = run.read_rows(out)
     assert list(rows) == list(itertools.product(("digits", "mnist softmax"), ("default 5e-5", "exptest"), (0,)))
     for (task, method, _), row in rows.items():
-        assert row["steps"] == row["budget"] == 400, (task, method)
+        assert row["budget"] == 400
+        # What looks may take and do not is nobody's.
+        assert row["steps"] == 400 if method != "exptest" else 350 <= row["steps"] <= 400, (task, method)
         assert row["peak_memory"] > 1e6
         assert row["seconds"] > row["step_seconds"] > 0
         assert row["versions"]["python"] == sys.version.split()[0]
@@ -95,8 +97,9 @@ def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monke
     for task in ("digits", "mnist softmax"):
         default, exptest = (rows[task, method, 0] for method in ("default 5e-5", "exptest"))
         assert (default["search_steps"], default["peak_learning_rate"]) == (0, 5e-5)
-        assert 200 < exptest["search_steps"] < 400
-        assert exptest["knobs"]["method"]["learning_rate"] == pytest.approx(exptest["peak_learning_rate"])
+        # The longest training that leaves 40 % of its steps.
+        assert exptest["steps"] - exptest["search_steps"] == 286
+        assert 50 < exptest["search_steps"] <= 114
         assert exptest["metric"] > default["metric"] + 0.1
     assert rows["digits", "exptest", 0]["knobs"]["optimizer"]["class"] == "AdamW"
     assert rows["mnist softmax", "exptest", 0]["knobs"]["optimizer"]["class"] == "SGD"
@@ -166,10 +169,10 @@ def test_every_method_spends_the_budget(method, tmp_path):
     assert json.loads(json.dumps(row)) is not None
 
 
-def test_a_search_on_top_leaves_the_whole_budget_to_the_training(tmp_path):
+def test_looks_on_top_leave_the_whole_budget_to_the_training(tmp_path):
     row = run.measure("digits", methods.ON_TOP, 0, tmp_path, 120)
     assert (row["budget"], row["steps"]) == (120, 120 + row["search_steps"])
-    assert 200 < row["search_steps"] < 400
+    assert 50 < row["search_steps"] < 80
     assert row["metric"] > 0.8
 
 

@@ -5,13 +5,26 @@ import dataclasses
 import sys
 
 import pytest
-from reports import FALLBACK_HISTORY, GIVEN, INCONCLUSIVE_SEARCH, SEARCH, entry, make_report, start
+from reports import (
+    FALLBACK_HISTORY,
+    GIVEN,
+    INCONCLUSIVE_SEARCH,
+    LATER_SEARCH,
+    SEARCH,
+    TWO_LOOKS_HISTORY,
+    entry,
+    make_report,
+    start,
+)
 
 from hf_exptest.cli import main
 
 REPORTS = {
-    "found": make_report(search=SEARCH),
-    "fallback": make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH),
+    "found": make_report(searches=[SEARCH]),
+    "fallback": make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]),
+    "two": make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]),
+    # Ended in its warm-up.
+    "below": make_report([start("below_bound", 0.02)]),
     "bound": make_report([start("first_update_bound", 0.2)]),
     "given": make_report([entry(60, "decay", learning_rate=0.25)], config=GIVEN),
     "unlogged": dataclasses.replace(make_report([], config=GIVEN), steps=[], losses=[], learning_rates=[]),
@@ -25,7 +38,7 @@ def _folders(tmp_path, monkeypatch):
         report.save(name)
 
 
-@pytest.mark.parametrize("name", ["found", "fallback"])
+@pytest.mark.parametrize("name", ["found", "fallback", "two", "below"])
 def test_show_prints_the_summary(capsys, name):
     main(["show", name])
     assert capsys.readouterr().out == REPORTS[name].summary() + "\n"
@@ -48,6 +61,9 @@ def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
         ],
         ["found", "100", "75", "0.3", "search", "1", "0.1", "0.6111", "0.0101"],
         ["fallback", "100", "75", "5e-05", "training arguments", "0", "5e-05", "0.6111", "0.0101"],
+        # A look that lowers the rate is no decay.
+        ["two", "100", "117", "0.3", "search", "0", "0.1", "0.6111", "0.0101"],
+        ["below", "100", "0", "0.02", "below bound", "0", "0.02", "0.6111", "0.0101"],
         ["bound", "100", "0", "0.2", "first update bound", "0", "0.2", "0.6111", "0.0101"],
         ["given", "100", "0", "0.7", "given", "1", "0.25", "0.6111", "0.0101"],
         ["unlogged", "100", "0", "0.7", "given", "0", "0.7", "not logged", "not logged"],

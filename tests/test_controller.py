@@ -11,9 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hf_exptest import ExpTestConfig, ExpTestController
-from hf_exptest.controller import DETECT, TUNE, paper_window, schedule_bounds, schedule_factor
+from hf_exptest.controller import (
+    _FIRST_LOSSES,
+    _MIN_RISE,
+    _RISE_SHARE,
+    _USEFUL_SHARE,
+    DETECT,
+    TUNE,
+    paper_window,
+    schedule_bounds,
+    schedule_factor,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
 published = importlib.import_module("published")
@@ -124,13 +135,158 @@ def test_detect_decays_until_a_window_passes():
     assert controller.learning_rate == pytest.approx(0.3)
 
 
+def fall_then_flat(num_falling, num_flat, noise, seed=3):
+    """A loss that falls from 3 to 1, and then stands still under so much noise."""
+    curve = np.concatenate([np.linspace(3, 1, num_falling), np.ones(num_flat)])
+    return curve + noise * np.random.default_rng(seed).standard_normal(len(curve))
+
+
 def test_tune_decays_on_a_flat_loss_and_windows_grow():
     config = ExpTestConfig(warmup=0.0, cooldown=0.0, window=0.05, beta=0.5)
     controller = ExpTestController(config, learning_rate=1.0, num_training_steps=1000, phase=TUNE)
-    run(controller, 1 + 0.1 * np.random.default_rng(3).standard_normal(50 + 100 + 200))
-    assert [e["window"] for e in controller.history] == [50, 100, 200]
-    assert [e["decision"] for e in controller.history] == ["decay"] * 3
-    assert controller.learning_rate == 0.125
+    run(controller, fall_then_flat(50, 50 + 100 + 200, noise=0.01))
+    assert [e["window"] for e in controller.history] == [50, 50, 100, 200]
+    assert [e["decision"] for e in controller.history] == ["continue", "decay", "decay", "decay"]
+    assert [e["learning_rate"] for e in controller.history] == [1.0, 0.5, 0.25, 0.125]
+
+
+# Steps 10 to 50 are between warm-up and cool-down, in one window.
+ONE_WINDOW = ExpTestConfig(warmup=0.1, cooldown=0.5, window=0.4)
+
+
+def tune(losses, config=ONE_WINDOW, can_look=False):
+    controller = ExpTestController(config, learning_rate=0.3, num_training_steps=100, phase=TUNE)
+    controller.can_look = can_look
+    run(controller, losses)
+    return controller
+
+
+@pytest.mark.parametrize(
+    ("losses", "decision", "rate"),
+    [
+        (np.linspace(3, 1, 50), "continue", 0.3),
+        (fall_then_flat(10, 40, noise=0.01), "decay", 0.1),
+        (fall_then_flat(10, 40, noise=1.0), "undecided", 0.3),
+        # Nothing says how fast it should fall.
+        (np.linspace(1, 3, 50), "decay", 0.1),
+    ],
+)
+def test_tune_has_three_answers(losses, decision, rate):
+    controller = tune(losses)
+    (entry,) = controller.history
+    assert (entry["step"], entry["window"], entry["decision"]) == (50, 40, decision)
+    assert controller.learning_rate == entry["learning_rate"] == pytest.approx(rate)
+    assert (entry["p_value"] < 0.05) == (decision == "continue")
+
+
+@pytest.mark.parametrize(("noise", "decision"), [(0.01, "look"), (1.0, "undecided")])
+def test_a_loss_that_stands_still_asks_for_a_look_where_there_may_be_one(noise, decision):
+    losses = fall_then_flat(10, 40, noise)
+    controller = tune(losses, can_look=True)
+    (entry,) = controller.history
+    assert (entry["step"], entry["decision"], entry["learning_rate"]) == (50, decision, 0.3)
+    assert entry["p_value"] == tune(losses).history[0]["p_value"] > 0.05
+    assert [controller.rate_at(step) for step in (49, 50, 99)] == [0.3, 0.3, 0.3]
+
+
+def test_a_diverged_loss_lowers_the_rate_even_where_there_may_be_a_look():
+    controller = tune([3.0] * 20 + [math.nan] * 2, can_look=True)
+    assert [(e["test"], e["decision"]) for e in controller.history] == [("divergence", "decay")]
+    assert controller.learning_rate == pytest.approx(0.1)
+
+
+def test_windows_keep_their_length_unless_the_rate_is_lowered():
+    config = ExpTestConfig(warmup=0.0, cooldown=0.0, window=0.2, beta=0.5)
+    for noise, can_look, windows in ((0.01, False, [40, 40, 80]), (0.01, True, [40] * 4), (2.0, False, [40] * 4)):
+        controller = ExpTestController(config, learning_rate=1.0, num_training_steps=200, phase=TUNE)
+        controller.can_look = can_look
+        run(controller, fall_then_flat(40, 120, noise))
+        assert [e["window"] for e in controller.history] == windows
+
+
+def slow_decision(losses, start, end):
+    """Whether the losses fall, by plain t-tests on straight lines: by anything, or by less than is useful."""
+    steps, window = np.arange(start, end), losses[start:end]
+    if stats.linregress(steps, window, alternative="less").pvalue < 0.05:
+        return "continue"
+    first = np.median(losses[:_FIRST_LOSSES])
+    # Between the middles of the first losses and of the window.
+    fall = max(0.0, (first - window.mean()) / ((start + end) / 2 - _FIRST_LOSSES / 2))
+    rest = window + _USEFUL_SHARE * fall * steps
+    return "decay" if stats.linregress(steps, rest, alternative="greater").pvalue < 0.05 else "undecided"
+
+
+def test_tune_decides_as_the_slow_reference():
+    config = ExpTestConfig(warmup=0.1, cooldown=0.5, window=0.4, autocorrelation=False)
+    decided = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        slope, noise = rng.uniform(-0.5, 0.1), rng.choice([0.03, 0.1, 0.3])
+        losses = fall_then_flat(10, 40, noise, seed) + slope * np.linspace(-0.25, 1, 50)
+        (entry,) = tune(losses, config).history
+        assert entry["left_out"] == 0
+        assert entry["decision"] == slow_decision(losses, 10, 50)
+        decided.append(entry["decision"])
+    assert min(decided.count(decision) for decision in ("continue", "undecided", "decay")) >= 10
+
+
+@pytest.mark.parametrize("bad", [1e6, 1e30, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 4, 9])
+def test_one_spike_in_the_first_losses_does_not_make_a_slow_fall_a_useless_one(bad, position):
+    losses = fall_then_flat(10, 40, noise=1.0)
+    losses[position] = bad
+    (entry,) = tune(losses).history
+    assert (entry["decision"], entry["learning_rate"]) == ("undecided", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "has_learnt"),
+    [
+        ([], False),
+        ([3.0, 2.0, 1.0], False),
+        (np.linspace(3, 2, 10), True),
+        (np.linspace(3, 2, 10) + 0.05 * np.random.default_rng(0).standard_normal(10), True),
+        (2 + 0.05 * np.random.default_rng(0).standard_normal(10), False),
+        (np.linspace(2, 3, 10), False),
+        # What comes after the warm-up does not count.
+        (np.concatenate([np.full(10, 3.0), np.linspace(3, 1, 30)]), False),
+        (np.concatenate([np.linspace(3, 2, 10), np.linspace(2, 5, 30)]), True),
+        ([math.nan, *np.linspace(3, 2, 9)], True),
+    ],
+)
+def test_whether_the_loss_has_fallen_in_the_warm_up(losses, has_learnt):
+    controller = tune(losses)
+    assert controller.has_learnt is has_learnt
+    other = ExpTestController(ONE_WINDOW, learning_rate=0.3, num_training_steps=100, phase=TUNE)
+    other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    assert other.has_learnt is has_learnt
+
+
+def test_all_of_a_long_warm_up_says_whether_the_loss_has_fallen():
+    config = ExpTestConfig(warmup=0.4, cooldown=0.5)
+    # The fall over the first ten losses would drown in the noise.
+    noise = 0.3 * np.random.default_rng(1).standard_normal(40)
+    assert tune(np.linspace(3, 2, 40) + noise, config).has_learnt
+    assert not tune((np.linspace(3, 2, 40) + noise)[:10], config).has_learnt
+    assert not tune(2 + noise, config).has_learnt
+
+
+def test_the_paper_lowers_the_rate_of_any_loss_that_does_not_clearly_fall():
+    for noise in (0.01, 1.0):
+        controller = ExpTestController(PAPER, learning_rate=0.3, phase=TUNE)
+        window = paper_window(3.0, 0.3)
+        run(controller, [3.0, *fall_then_flat(0, window - 1, noise)])
+        (entry,) = controller.history
+        assert (entry["window"], entry["test"], entry["decision"]) == (window, "slope", "decay")
+        assert entry["p_value"] > 0.05
+        assert controller.learning_rate == pytest.approx(0.1)
+
+
+def test_the_paper_lowers_the_rate_of_a_window_with_too_few_losses():
+    controller = ExpTestController(PAPER, learning_rate=100.0, phase=TUNE)
+    run(controller, [1.0, math.nan, 0.5, 0.25])
+    (entry,) = controller.history
+    assert (entry["window"], entry["left_out"], entry["p_value"], entry["decision"]) == (3, 1, 1.0, "decay")
 
 
 def test_detect_asks_sooner_than_tune():
@@ -255,6 +411,120 @@ def test_state_continues_exactly(cut):
     assert second.history == whole.history
     assert len(whole.history) > 3
     assert second.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("rate", "p_value", "decision"),
+    [(0.9, 0.01, "raise"), (0.03, 0.01, "lower"), (0.3, 0.4, "keep"), (0.9, None, "start"), (0.03, None, "start")],
+)
+def test_a_move_is_recorded_and_opens_a_window(rate, p_value, decision):
+    controller = tune(np.linspace(3, 2.5, 15))
+    assert controller.observations_until_test == 35
+    controller.move(rate, "look", p_value)
+    assert controller.history == [
+        {
+            "step": 15,
+            "phase": TUNE,
+            "test": "look",
+            "p_value": p_value,
+            "learning_rate": rate,
+            "window": 0,
+            "left_out": 0,
+            "decision": decision,
+        }
+    ]
+    assert controller.learning_rate == rate
+    # The losses before are those of another rate.
+    run(controller, np.linspace(2.5, 1, 35))
+    assert [(e["step"], e["window"], e["decision"]) for e in controller.history[1:]] == [(50, 35, "continue")]
+
+
+def rise_length(warmup_steps):
+    return max(_MIN_RISE, warmup_steps * _RISE_SHARE)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("p_value", [0.01, None])
+def test_a_raised_rate_has_a_warm_up_of_its_own(warmup, p_value):
+    config = ExpTestConfig(warmup=warmup, cooldown=0.5, window=0.4)
+    step = round(100 * warmup)
+    controller = tune(np.linspace(3, 2.5, step), config)
+    controller.move(0.9, "look", p_value)
+    length = rise_length(step)
+    assert [controller.rate_at(before) for before in range(step)] == [0.3] * step
+    expected = [0.3 + 0.6 * min(1.0, i / length) for i in range(1, 60)]
+    assert [controller.rate_at(step + i) for i in range(59)] == pytest.approx(expected)
+    assert expected[0] < 0.9
+    assert controller.rate_at(step + math.ceil(length) - 1) == controller.rate_at(99) == 0.9
+
+
+@pytest.mark.parametrize(("rate", "p_value"), [(0.03, 0.01), (0.3, 0.4), (0.03, None)])
+def test_a_rate_that_is_not_raised_is_there_at_once(rate, p_value):
+    controller = tune(np.linspace(3, 2.5, 10))
+    controller.move(rate, "look", p_value)
+    assert [controller.rate_at(step) for step in (10, 11, 50)] == [rate] * 3
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.8, 2.0])
+def test_a_move_during_a_rise_goes_on_from_the_rate_that_it_has(rate):
+    controller = tune(np.linspace(3, 2.5, 10))
+    controller.move(0.9, "look", 0.01)
+    controller.observe(2.5)
+    present = controller.rate_at(11)
+    assert 0.3 < present < 0.8
+    controller.move(rate, "look", 0.01)
+    length = rise_length(10)
+    expected = [present + (rate - present) * min(1.0, i / length) for i in range(1, 31)]
+    assert [controller.rate_at(step) for step in range(11, 41)] == pytest.approx(expected)
+    # It is a rate lower than that, too.
+    controller.move(present / 2, "look", 0.01)
+    assert controller.rate_at(11) == controller.rate_at(40) == present / 2
+
+
+def test_a_decay_during_a_rise_lowers_the_rate_at_once():
+    controller, other = (tune(np.linspace(3, 2.5, 10)) for _ in range(2))
+    for each in (controller, other):
+        each.move(3.0, "look", 0.01)
+    run(controller, [math.nan, math.nan])
+    assert controller.learning_rate == pytest.approx(1.0)
+    steps = range(12, 40)
+    assert [controller.rate_at(step) for step in steps] == pytest.approx([other.rate_at(step) / 3 for step in steps])
+    assert controller.rate_at(12) < other.rate_at(11)
+
+
+@pytest.mark.parametrize("observed_since", [0, 3, 12])
+def test_state_keeps_a_rise(observed_since):
+    first = tune(np.linspace(3, 2.5, 10))
+    first.move(0.9, "look", 0.01)
+    run(first, np.ones(observed_since))
+    state = json.loads(json.dumps(first.state_dict()))
+    second = ExpTestController(ONE_WINDOW, learning_rate=7.0, num_training_steps=100, phase=DETECT)
+    second.load_state_dict(state)
+    assert [second.rate_at(step) for step in range(100)] == [first.rate_at(step) for step in range(100)]
+    assert second.rate_at(10) < second.rate_at(12) < second.rate_at(99) == 0.9
+    for each in (first, second):
+        run(each, fall_then_flat(0, 40 - observed_since, noise=0.01))
+    assert second.history == first.history
+    assert [e["decision"] for e in second.history] == ["raise", "decay"]
+    assert second.state_dict() == first.state_dict()
+
+
+def test_a_rise_does_not_outlive_a_new_start():
+    controller = tune([])
+    controller.move(0.9, "look", 0.01)
+    controller.start(0.2, TUNE, "given")
+    assert [controller.rate_at(step) for step in (0, 5, 50)] == [0.2] * 3
+
+
+def test_a_state_from_before_there_were_looks_still_loads():
+    old = tune(np.linspace(3, 1, 45))
+    state = {key: value for key, value in old.state_dict().items() if key not in ("first_losses", "rise")}
+    controller = ExpTestController(ONE_WINDOW, learning_rate=7.0, num_training_steps=100, phase=TUNE)
+    controller.move(9.0, "look", 0.01)
+    controller.load_state_dict(state)
+    assert [controller.rate_at(step) for step in (0, 45, 99)] == [0.3] * 3
+    run(controller, [1.0] * 5)
+    assert [(e["step"], e["window"], e["decision"]) for e in controller.history] == [(50, 40, "continue")]
 
 
 def test_state_of_another_version_is_refused():

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from toys import ToyClassifier, assert_same_weights, make_trainer, weights
+from toys import GivenRates, ToyClassifier, assert_same_weights, logged, make_trainer, weights
 
 from hf_exptest import ExpTestCallback
 
@@ -15,18 +15,19 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"fp16": True}], ids=["fp32", "bf16", "fp16"])
-def test_training_after_the_search_equals_training_with_the_rate_given(tmp_path, precision):
-    searched = ExpTestCallback()
-    first = make_trainer(tmp_path, [searched], use_cpu=False, **precision)
-    first.train()
-    assert searched.search.is_conclusive
-    given = ExpTestCallback(learning_rate=searched.search.learning_rate)
-    second = make_trainer(tmp_path, [given], use_cpu=False, **precision)
-    second.train()
-    assert next(first.model.parameters()).is_cuda
-    # Dropout draws on the GPU, and a scale that the search has left behind would skip other steps.
-    assert_same_weights(weights(first.model), weights(second.model))
-    assert searched.history[1:] == given.history
+def test_a_run_with_a_look_is_a_plain_one_with_its_rates(tmp_path, precision):
+    callback = ExpTestCallback()
+    looked = make_trainer(tmp_path, [callback], use_cpu=False, **precision)
+    looked.train()
+    assert callback.search.is_conclusive
+    assert [entry["test"] for entry in callback.history] == ["below_bound", "look"]
+    rates = logged(looked, "learning_rate")
+    plain = make_trainer(tmp_path, [GivenRates(rates)], use_cpu=False, **precision)
+    plain.train()
+    assert next(looked.model.parameters()).is_cuda
+    # Dropout draws on the GPU, and a scale that the look has left behind would skip other steps.
+    assert logged(looked, "loss") == logged(plain, "loss")
+    assert_same_weights(weights(looked.model), weights(plain.model))
 
 
 def num_syncs(path, callbacks, num_steps):

@@ -74,9 +74,15 @@ def test_decisions_do_not_depend_on_the_scale_of_the_loss(train, scale):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, 1e-30, 1e30, -3.0])
-def test_a_constant_loss_lowers_the_rate_at_the_end_of_each_window(train, value):
+def test_a_loss_that_never_moved_tells_nothing(train, value):
+    assert train(lambda s, loss: value) == [(38, "slope", "undecided"), (68, "slope", "undecided")]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_loss_that_fell_and_stands_still_lowers_the_rate_at_the_end_of_each_window(train, scale):
     # The first decay makes the second window longer: it takes what is left.
-    assert train(lambda s, loss: value) == [(38, "slope", "decay"), (68, "slope", "decay")]
+    decided = train(lambda s, loss: scale * (1 + 2 * (s < 8) + 0.02 * (-1) ** s))
+    assert decided == [(38, "slope", "decay"), (68, "slope", "decay")]
 
 
 def test_a_spike_is_warned_of(train, caplog):

@@ -16,12 +16,16 @@ from reports import (
     FALLBACK_HISTORY,
     HISTORY,
     INCONCLUSIVE_SEARCH,
+    LATER_SEARCH,
     LOSSES,
     RATES,
     SEARCH,
     STEPS,
+    TWO_LOOKS_HISTORY,
     entry,
+    look,
     make_report,
+    start,
 )
 
 from hf_exptest import ExpTestConfig, Report
@@ -61,19 +65,59 @@ def test_plot_has_loss_rate_and_decisions():
     rate = panels[1].lines[0]
     assert list(rate.get_ydata()) == RATES
     assert rate.get_drawstyle() == "steps-pre"
-    expected = [(0, "black", ":"), (20, "#009E73", ":"), (40, "#009E73", ":"), (60, "#D55E00", "--")]
+    expected = [
+        (0, "black", ":"),
+        (10, "#E69F00", "--"),
+        (20, "#009E73", ":"),
+        (40, "#009E73", ":"),
+        (60, "#D55E00", "--"),
+    ]
     assert vertical_lines(loss_axes) == vertical_lines(panels[1]) == expected
     assert loss_axes.get_xlim() == panels[1].get_xlim() == (0, 100)
 
 
 def test_plot_marks_each_kind_of_decision_in_its_own_way():
-    kinds = ["start", "detected", "continue", "decay"]
-    ax = make_report([entry(10 * i, kind) for i, kind in enumerate(kinds)]).plot()
-    assert [text.split(":")[0] for text in legend(ax)] == ["loss", "loss, smoothed", *kinds]
+    names = {
+        "start": "start",
+        "raise": "look: a higher rate is better",
+        "lower": "look: a lower rate is better",
+        "keep": "look: no rate is clearly better",
+        "detected": "detected: loss decays exponentially",
+        "continue": "continue: loss still falls",
+        "undecided": "undecided: too few or too noisy losses",
+        "look": "test failed: time for a look",
+        "decay": "decay: test failed, rate lowered",
+    }
+    ax = make_report([entry(10 * i, kind) for i, kind in enumerate(names)]).plot()
+    assert legend(ax) == ["loss", "loss, smoothed", *names.values()]
     marked = [line for line in ax.lines if line.get_marker() != "None"]
-    assert [list(line.get_xdata()) for line in marked] == [[0], [10], [20], [30]]
-    # Shapes and colours that stay apart without each other.
-    assert len({line.get_marker() for line in marked}) == len({line.get_color() for line in marked}) == 4
+    assert [list(line.get_xdata()) for line in marked] == [[10 * i] for i in range(9)]
+    # Shapes that stay apart without their colours.
+    assert len({line.get_marker() for line in marked}) == 9
+    colors = dict(zip(names, (line.get_color() for line in marked), strict=True))
+    # What looks led to, and the tests that failed, have one colour each.
+    assert colors["raise"] == colors["lower"] == colors["keep"]
+    assert colors["look"] == colors["decay"]
+    assert len(set(colors.values())) == 6
+
+
+def test_plot_marks_every_decision_of_a_kind_together():
+    ax = make_report(TWO_LOOKS_HISTORY).plot()
+    marked = {line.get_label(): list(line.get_xdata()) for line in ax.lines if line.get_marker() != "None"}
+    assert {name.split(":")[0]: steps for name, steps in marked.items() if not name.startswith("look")} == {
+        "start": [0],
+        "continue": [20],
+        "undecided": [40],
+        "test failed": [60],
+    }
+    assert {name: steps for name, steps in marked.items() if name.startswith("look")} == {
+        "look: a higher rate is better": [10],
+        "look: a lower rate is better": [60],
+    }
+    # The fallback is another start.
+    ax = make_report(FALLBACK_HISTORY).plot()
+    assert [list(line.get_xdata()) for line in ax.lines if line.get_label() == "start"] == [[0, 10]]
+    assert [line[0] for line in vertical_lines(ax)] == [0, 10]
 
 
 def test_plot_shades_and_names_the_phases():
@@ -105,6 +149,10 @@ def test_phases_follow_the_decisions():
         ("cool-down", 60, 100),
     ]
     assert phases(make_report(history)) == expected
+    # A look takes no steps of the run, so it ends no phase.
+    looked = [start("below_bound"), look(10, "raise"), entry(35, "look"), look(35, "keep"), entry(60, "continue")]
+    tuned = [("tune", 10, 35), ("tune", 35, 60)]
+    assert phases(make_report(looked)) == [("warm-up", 0, 10), *tuned, ("cool-down", 60, 100)]
     assert phases(make_report([], config=ExpTestConfig(learning_rate=0.1, warmup=0.0, cooldown=0.0))) == [
         ("tune", 0, 100)
     ]
@@ -114,11 +162,11 @@ def test_phases_follow_the_decisions():
 def test_rate_axis_is_logarithmic_and_does_not_follow_the_cool_down_to_zero():
     rate_axes = make_report(rates=[*RATES[:-2], 1e-6, 0.0]).plot().figure.axes[1]
     assert rate_axes.get_yscale() == "log"
-    # The lowest rate decided on is 0.1.
-    assert rate_axes.get_ylim()[0] == pytest.approx(0.1 / 30)
+    # The lowest rate decided on is that below the bound.
+    assert rate_axes.get_ylim()[0] == pytest.approx(0.03 / 30)
     assert 0.3 < rate_axes.get_ylim()[1] < 1
     # Without a cool-down the axis does not reach further than the rates.
-    steady = make_report(rates=[0.3] * 60 + [0.1] * 40).plot().figure.axes[1]
+    steady = make_report(HISTORY[1:], rates=[0.3] * 60 + [0.1] * 40).plot().figure.axes[1]
     assert 0.05 < steady.get_ylim()[0] < 0.1
 
 
@@ -129,22 +177,35 @@ def test_plot_without_decisions():
     assert legend(loss_axes) == ["loss", "loss, smoothed"]
 
 
-def test_plot_with_search_has_its_own_panel():
-    axes = make_report(search=SEARCH).plot().figure.axes
+def test_plot_with_a_look_has_a_panel_for_it():
+    axes = make_report(searches=[SEARCH]).plot().figure.axes
     assert [ax.get_ylabel() for ax in axes] == ["loss on held-out batches", "training loss", "learning rate"]
-    short, long = axes[0].lines[:2]
-    assert list(short.get_xdata()) == [0.3, 0.9]
-    assert short.get_linestyle() != long.get_linestyle()
+    assert list(axes[0].lines[0].get_xdata()) == [0.1, 0.3]
+
+
+def test_plot_with_two_looks_has_a_panel_for_each_in_their_order():
+    loss_axes = make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]).plot()
+    axes = loss_axes.figure.axes
+    assert [ax.get_ylabel() for ax in axes] == [*["loss on held-out batches"] * 2, "training loss", "learning rate"]
+    assert axes[2] is loss_axes
+    assert [ax.get_title() for ax in axes[:2]] == ["Look at step 10 (p = 0.002)", "Look at step 60 (p = 0.01)"]
+    assert list(axes[1].lines[0].get_xdata()) == [0.1, 0.3, 0.9]
+    # The trial at 0.9 ends higher than the untouched model, so it is drawn there.
+    assert list(axes[1].lines[0].get_ydata()) == [0.4375, 0.5, 0.5625]
+    loss_axes.figure.draw_without_rendering()
+    positions = [ax.get_position() for ax in axes]
+    assert positions[0].x1 < positions[1].x0 < positions[1].x1 < positions[2].x0
+    assert positions[2].y0 > positions[3].y1
 
 
 def test_plot_draws_the_loss_into_given_axes():
     figure = Figure()
     left, right = figure.subplots(1, 2)
-    assert make_report(search=SEARCH).plot(right) is right
+    assert make_report(searches=[SEARCH]).plot(right) is right
     assert figure.axes == [left, right]
     assert not left.lines
     assert list(right.lines[0].get_ydata()) == LOSSES
-    assert len(vertical_lines(right)) == 4
+    assert len(vertical_lines(right)) == 5
     assert len(right.patches) == 5
     assert (right.get_xlabel(), right.get_ylabel()) == ("step", "training loss")
 
@@ -164,33 +225,65 @@ def test_frozen_first_group_is_drawn_on_a_linear_axis(tmp_path):
 
 
 def test_run_that_logged_nothing_is_drawn(tmp_path):
-    draw(Report(CONFIG, 100, HISTORY, None, [], [], []), tmp_path / "empty.png")
+    draw(Report(CONFIG, 100, HISTORY, [], [], [], []), tmp_path / "empty.png")
     assert plt.imread(tmp_path / "empty.png").shape[:2] == (750, 1050)
 
 
-def test_search_has_a_line_a_length_and_one_at_the_rate_found():
+def test_look_has_its_trials_and_the_rates_before_and_after():
     ax = plot_search(SEARCH)
-    assert ax.get_title() == "Before training: trials of each rate"
+    assert ax.get_title() == "Look at step 10 (p = 0.002)"
     assert ax.get_xscale() == "log"
     assert legend(ax) == [
         "trial of 24 steps",
-        "trial of 48 steps",
+        "diverged",
+        "given up, far behind",
         "untouched model, or worse",
-        "found for 300 steps: 0.3",
+        "rate until then: 0.03",
+        "for the 90 steps left: 0.3",
     ]
-    short, long, untouched, found = ax.lines
-    # A trial that diverged is drawn at the loss of the untouched model.
-    assert (list(short.get_xdata()), list(short.get_ydata())) == ([0.3, 0.9], [0.5, 0.75])
-    assert (list(long.get_xdata()), list(long.get_ydata())) == ([0.1], [0.5625])
+    ended, diverged, behind, untouched, before, found = ax.lines
+    assert (list(ended.get_xdata()), list(ended.get_ydata())) == ([0.1, 0.3], [0.5625, 0.5])
+    # Trials without an end are drawn at the loss of the untouched model, each kind with its own marker.
+    assert (list(diverged.get_xdata()), list(diverged.get_ydata())) == ([0.9], [0.75])
+    assert (list(behind.get_xdata()), list(behind.get_ydata())) == ([0.03], [0.75])
+    assert len({line.get_marker() for line in (ended, diverged, behind)}) == 3
     assert list(untouched.get_ydata()) == [0.75, 0.75]
+    assert list(before.get_xdata()) == [0.03, 0.03]
     assert list(found.get_xdata()) == [0.3, 0.3]
+    assert before.get_linestyle() != found.get_linestyle()
+
+
+def test_look_whose_trials_all_end_names_no_others():
+    assert legend(plot_search(LATER_SEARCH)) == [
+        "trial of 14 steps",
+        "untouched model, or worse",
+        "rate until then: 0.3",
+        "for the 40 steps left: 0.1",
+    ]
+
+
+def test_look_of_which_no_trial_ends_is_drawn(tmp_path):
+    search = dataclasses.replace(SEARCH, trials=[SEARCH.trials[0], SEARCH.trials[3]])
+    ax = plot_search(search)
+    assert [line.get_label() for line in ax.lines][1:3] == ["diverged", "given up, far behind"]
+    assert list(ax.lines[0].get_xdata()) == []
+    ax.figure.savefig(tmp_path / "search.png")
+    assert plt.imread(tmp_path / "search.png").ndim == 3
 
 
 def test_inconclusive_search_is_not_drawn_as_if_it_had_found_a_rate():
-    ax, *_ = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH).plot().figure.axes
-    assert ax.get_title() == "Before training: no trial lowers the loss"
-    assert legend(ax) == ["trial of 24 steps", "trial of 48 steps", "untouched model, or worse"]
-    assert vertical_lines(ax) == []
+    ax, *_ = make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]).plot().figure.axes
+    assert ax.get_title() == "Look at step 10: no trial lowers the loss"
+    assert legend(ax) == [
+        "trial of 24 steps",
+        "diverged",
+        "given up, far behind",
+        "untouched model, or worse",
+        "rate until then: 0.03",
+    ]
+    # All ends are above the loss of the untouched model, and drawn there.
+    assert list(ax.lines[0].get_ydata()) == [0.75, 0.75]
+    assert [line[0] for line in vertical_lines(ax)] == [0.03]
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
@@ -203,15 +296,17 @@ def test_search_on_a_model_without_a_finite_loss_is_drawn(tmp_path, loss):
 def test_search_is_drawn_into_given_axes():
     ax = Figure().subplots()
     assert plot_search(SEARCH, ax) is ax
-    assert len(ax.lines) == 4
+    assert len(ax.lines) == 6
 
 
 def test_figures_are_not_registered_with_pyplot(tmp_path):
     plt.close("all")
-    make_report(search=SEARCH).plot()
+    make_report(searches=[SEARCH]).plot()
     plot_search(SEARCH)
-    draw(make_report(search=SEARCH), tmp_path / "exptest.png")
+    draw(make_report(searches=[SEARCH]), tmp_path / "exptest.png")
     assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1650)
+    draw(make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]), tmp_path / "two.png")
+    assert plt.imread(tmp_path / "two.png").shape[:2] == (750, 2250)
     assert plt.get_fignums() == []
 
 
@@ -219,7 +314,7 @@ _WRITE = """
 import sys
 from reports import SEARCH, make_report
 from hf_exptest.report import write
-write(make_report(search=SEARCH), sys.argv[1], with_figure=True)
+write(make_report(searches=[SEARCH]), sys.argv[1], with_figure=True)
 assert "matplotlib.pyplot" not in sys.modules
 """
 
@@ -231,6 +326,6 @@ def test_broken_backend_costs_at_most_the_figure(tmp_path, backend, is_refused):
     env.pop("DISPLAY", None)
     done = subprocess.run([sys.executable, "-c", _WRITE, str(tmp_path)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert Report.load(tmp_path) == make_report(search=SEARCH)
+    assert Report.load(tmp_path) == make_report(searches=[SEARCH])
     assert ("exptest.png': ValueError: " in done.stderr) == is_refused
     assert (tmp_path / "exptest.png").is_file() != is_refused

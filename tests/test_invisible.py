@@ -3,18 +3,28 @@
 
 """What others see of a search: nothing but the rate, and sentences that are true."""
 
+import dataclasses
 import logging
 import time
 
-import numpy as np
 import pytest
 import torch
+from reports import SEARCH
 from torch import nn
-from toys import ToyClassifier, assert_same_weights, classification_data, make_args, make_trainer, weights
+from toys import (
+    GivenRates,
+    ToyClassifier,
+    assert_same_weights,
+    classification_data,
+    decisions,
+    logged,
+    make_args,
+    make_trainer,
+    weights,
+)
 from transformers import PretrainedConfig, Trainer, TrainerCallback, set_seed
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestScheduler, LearningRateSearch, Report, find_learning_rate
-from hf_exptest.search import search
+from hf_exptest import ExpTestCallback, ExpTestScheduler, Report, find_learning_rate
 
 
 class Talking(Trainer):
@@ -146,7 +156,7 @@ def test_one_callback_serves_trainers_that_were_made_before(tmp_path):
     for trainer in trainers:
         trainer.model.config = PretrainedConfig()
         trainer.create_model_card()
-    rates = [trainer.lr_scheduler.history[0]["learning_rate"] for trainer in trainers]
+    rates = [trainer.lr_scheduler.history[1]["learning_rate"] for trainer in trainers]
     assert rates[0] != rates[1]
     for i, rate in enumerate(rates):
         assert f"- learning_rate: {rate}\n" in (tmp_path / str(i) / "README.md").read_text()
@@ -248,12 +258,16 @@ def test_an_inconclusive_search_changes_nothing_and_says_so(tmp_path, caplog, ca
         trainer.train()
     assert callback.search is not None
     assert not callback.search.is_conclusive
-    assert callback.history[0]["learning_rate"] == 2e-4
-    assert max(row["learning_rate"] for row in trainer.state.log_history if "loss" in row) == 2e-4
+    assert decisions(callback)[:2] == [(0, "below_bound", "start"), (6, "training_arguments", "start")]
+    assert callback.history[1]["learning_rate"] == 2e-4
+    rates = logged(trainer, "learning_rate")
+    assert max(rates[6:]) == 2e-4
+    # The steps of the warm-up were made by then.
+    assert rates[5] == callback.history[0]["learning_rate"] != 2e-4
     (said,) = warnings_of(caplog)
     assert "trials lowers the loss on held-out batches significantly" in said
-    assert "training starts from TrainingArguments.learning_rate=0.0002, unchanged" in said
-    assert "ExpTest: starts with learning rate 0.0002 (training arguments)" in capsys.readouterr().out
+    assert "training goes on with TrainingArguments.learning_rate=0.0002, unchanged" in said
+    assert "ExpTest: step 6: goes on with learning rate 0.0002 (training arguments)" in capsys.readouterr().out
     report = Report.load(tmp_path)
     assert report.starting_rate == 2e-4
     assert "found the learning rate" not in report.summary()
@@ -270,7 +284,12 @@ def test_the_rate_that_was_found_is_printed(tmp_path, capsys, disable_tqdm):
     callback = ExpTestCallback()
     make_trainer(tmp_path, [callback], disable_tqdm=disable_tqdm).train()
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ExpTest")]
-    assert printed == [f"ExpTest: starts with learning rate {callback.search.learning_rate:.2g} (search)"]
+    low, high = (entry["learning_rate"] for entry in callback.history)
+    assert high == callback.search.learning_rate
+    assert printed[0] == f"ExpTest: starts with learning rate {low:.2g} (below bound)"
+    assert printed[1].startswith("ExpTest: step 4: a look finds a higher rate better (p = ")
+    assert printed[1].endswith(f"): learning rate {low:.2g} -> {high:.2g}")
+    assert len(printed) == 2
 
 
 def test_the_report_is_there_after_the_search_and_after_each_checkpoint(tmp_path):
@@ -281,8 +300,10 @@ def test_the_report_is_there_after_the_search_and_after_each_checkpoint(tmp_path
             seen[state.global_step] = Report.load(tmp_path)
 
     make_trainer(tmp_path, [ExpTestCallback(), Look()], save_strategy="steps", save_steps=20).train()
-    assert seen[0].search is not None
-    assert [len(seen[step].losses) for step in (0, 19, 20, 39)] == [0, 0, 20, 20]
+    assert [seen[step].search is not None for step in (0, 3, 4, 39)] == [False, False, True, True]
+    assert [seen[step].history[-1]["test"] for step in (0, 4)] == ["below_bound", "look"]
+    # The rows of the steps come a little later than the looks that they lead to.
+    assert [len(seen[step].losses) for step in (0, 4, 19, 20, 39)] == [0, 3, 3, 20, 20]
     assert len(Report.load(tmp_path).losses) == 40
 
 
@@ -328,11 +349,11 @@ def test_a_frozen_group_may_stand_anywhere(tmp_path, rates):
     optimizer = torch.optim.AdamW(groups)
     trainer = make_trainer(tmp_path, [callback], model=model, trainer_kwargs={"optimizers": (optimizer, None)})
     trainer.train()
-    assert callback.history[0]["test"] == "search"
+    assert callback.history[1]["test"] == "look"
     assert all(torch.equal(p, old) for p, old in zip(frozen, before, strict=True))
-    logged = [row["learning_rate"] for row in trainer.state.log_history if "loss" in row]
-    assert max(logged) == callback.search.learning_rate
-    assert min(logged) > 0
+    used = logged(trainer, "learning_rate")
+    assert max(used) == callback.search.learning_rate
+    assert min(used) > 0
     if len(rates) == 3:
         assert optimizer.param_groups[2]["initial_lr"] == 2 * optimizer.param_groups[1]["initial_lr"]
 
@@ -366,8 +387,9 @@ def test_callbacks_that_change_gradients_take_part(tmp_path):
             trainer = make_trainer(tmp_path, others, model=model, trainer_kwargs=kwargs, max_grad_norm=0.0)
             found[factor, how] = find_learning_rate(trainer)
             if how == "callback":
-                # One that leaves them as they are is not called again.
-                assert Scaled.calls == (found[factor, how].num_steps if factor < 1 else 1)
+                # One that leaves them as they are is not called again; the steps up to the look are steps, too.
+                num_steps = found[factor, how].num_steps + found[factor, how].step
+                assert Scaled.calls == (num_steps if factor < 1 else 1)
     for factor in (1.0, 0.01):
         assert found[factor, "callback"].learning_rate == found[factor, "hook"].learning_rate
     assert found[0.01, "hook"].learning_rate > 20 * found[1.0, "hook"].learning_rate
@@ -381,12 +403,13 @@ class OnlyInTraining(ToyClassifier):
 
 def test_losses_that_exist_only_in_training_mode(tmp_path):
     callback = ExpTestCallback()
-    model = OnlyInTraining()
-    make_trainer(tmp_path, [callback], model=model).train()
-    assert callback.history[0]["test"] == "search"
-    given = OnlyInTraining()
-    make_trainer(tmp_path, [ExpTestCallback(learning_rate=callback.search.learning_rate)], model=given).train()
-    assert_same_weights(weights(model), weights(given))
+    trainer = make_trainer(tmp_path, [callback], model=OnlyInTraining())
+    trainer.train()
+    assert callback.history[1]["test"] == "look"
+    rates = logged(trainer, "learning_rate")
+    plain = make_trainer(tmp_path, [GivenRates(rates)], model=OnlyInTraining())
+    plain.train()
+    assert_same_weights(weights(trainer.model), weights(plain.model))
 
 
 class Penalised(ToyClassifier):
@@ -410,12 +433,11 @@ def test_losses_that_contain_gradients(tmp_path, modes):
     callback = ExpTestCallback()
     trainer = make_trainer(tmp_path, [callback], model=Penalised(modes), max_steps=20)
     trainer.train()
-    assert callback.history[0]["test"] == "search"
-    given = make_trainer(
-        tmp_path, [ExpTestCallback(learning_rate=callback.search.learning_rate)], model=Penalised(modes), max_steps=20
-    )
-    given.train()
-    assert_same_weights(weights(trainer.model), weights(given.model))
+    assert callback.history[1]["test"] == "look"
+    rates = logged(trainer, "learning_rate")
+    plain = make_trainer(tmp_path, [GivenRates(rates)], model=Penalised(modes), max_steps=20)
+    plain.train()
+    assert_same_weights(weights(trainer.model), weights(plain.model))
 
 
 class Scaling(Trainer):
@@ -472,9 +494,8 @@ def test_batches_without_a_loss_are_no_divergence(tmp_path, num_easy):
     )
     args = make_args(tmp_path, per_device_train_batch_size=1, max_steps=60)
     found = find_learning_rate(ordered(model=Margin(), args=args, train_dataset=rows))
-    lengths = {len(trial.curve) for trial in found.trials if trial.learning_rate < 0.1}
-    assert lengths <= {14, 56}
-    assert lengths
+    assert [trial.outcome for trial in found.trials if trial.learning_rate < 0.1].count("diverged") == 0
+    assert {len(trial.curve) for trial in found.trials if trial.outcome == "ended"} == {14}
 
 
 class RawFeatures(nn.Module):
@@ -506,47 +527,10 @@ def test_the_bound_has_no_floor(tmp_path, size):
         remove_unused_columns=False,
     )
     trainer.train()
-    assert callback.history[0]["test"] == "search"
+    assert callback.history[1]["test"] == "look"
     assert 0.01 / size**2 < callback.search.learning_rate < 1 / size**2
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < 0.01 * losses[0]
-
-
-class Table:
-    """Trials whose ends are a function of the rate."""
-
-    def __init__(self, end, untouched=0.7):
-        self.untouched = [untouched - 0.001, untouched, untouched + 0.001] * 4
-        self.end = end
-        self.num_steps = 0
-
-    def bound(self):
-        return 1e-3
-
-    def trial(self, learning_rate, num_steps):
-        from hf_exptest import Trial
-
-        self.num_steps += num_steps
-        end = self.end(learning_rate, num_steps)
-        spread = [0.999 * end, end, 1.001 * end] * 4
-        return Trial(learning_rate, num_steps, [], [0.0] * num_steps, spread, 0.0)
-
-
-def test_losses_next_to_zero_are_equal_and_the_lowest_rate_wins():
-    # DPO on pairs that are easy to tell apart: the higher the rate, the more zeros.
-    found = search(
-        Table(lambda rate, n: 10 ** (-3 - 1e5 * rate * n / 14) if rate > 2e-5 else 0.6), ExpTestConfig(), 300
-    )
-    assert found.reaches_zero
-    assert max(trial.learning_rate for trial in found.trials) <= 1e-3
-    assert found.learning_rate < 1e-4
-
-
-def test_nothing_climbs_for_next_to_nothing():
-    falling = search(Table(lambda rate, n: 0.5 - 1e-5 * np.log(rate)), ExpTestConfig(), 300)
-    assert max(trial.learning_rate for trial in falling.trials) == 1e-3
-    gaining = search(Table(lambda rate, n: 0.5 - 1e-2 * np.log(rate)), ExpTestConfig(), 300)
-    assert max(trial.learning_rate for trial in gaining.trials) > 1e-3
 
 
 def test_preference_losses_that_reach_zero_get_a_warning(tmp_path, caplog, monkeypatch):
@@ -555,9 +539,10 @@ def test_preference_losses_that_reach_zero_get_a_warning(tmp_path, caplog, monke
     class DPOTrainer(Trainer):
         pass
 
-    trial = Trial(1e-3, 14, [0.0] * 14, [0.0] * 14, [1e-12, 1e-30, 0.0], 0.0)
-    found = LearningRateSearch(1e-4, 1e-3, [0.69, 0.7, 0.68], [trial], 40, 14, 0.1)
-    monkeypatch.setattr("hf_exptest.callback.search_learning_rate", lambda trainer, config: found)
+    trial = Trial(1e-3, 14, [0.0] * 14, [1e-12, 1e-30, 0.0])
+    found = dataclasses.replace(SEARCH, untouched_losses=[0.69, 0.7, 0.68], trials=[trial])
+    assert found.reaches_zero
+    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: found)
     for kind in (Trainer, DPOTrainer):
         caplog.clear()
         with caplog.at_level("WARNING", logger="hf_exptest"):
@@ -567,6 +552,6 @@ def test_preference_losses_that_reach_zero_get_a_warning(tmp_path, caplog, monke
                 train_dataset=classification_data(),
                 callbacks=[ExpTestCallback()],
             ).train()
-        assert [text.startswith("In the search, the loss came down to zero") for text in warnings_of(caplog)] == (
+        assert [text.startswith("In ExpTest's look, the loss came down to zero") for text in warnings_of(caplog)] == (
             [True] if kind is DPOTrainer else []
         )

@@ -15,14 +15,14 @@ from hf_exptest import ExpTestCallback
 from hf_exptest.report import descriptions
 
 KEYS = ("loss", "learning_rate", "exptest_phase", "exptest_decays", "exptest_p_value", "exptest_window")
-# Two windows of thirty steps, from step 20 to 80; in the first the loss still falls, in the second it does not.
-TWO_WINDOWS = {"learning_rate": 0.02, "warmup": 0.1, "cooldown": 0.6, "window": 0.15, "alpha": 0.2}
+# Two windows of thirty steps, from step 20 to 80; in the first the loss still falls, in the second it rises.
+TWO_WINDOWS = {"learning_rate": 0.1, "warmup": 0.1, "cooldown": 0.6, "window": 0.15, "alpha": 0.2}
 STEPS = 200
 
 
 def train(path, **overrides):
     callback = ExpTestCallback(**TWO_WINDOWS)
-    trainer = make_trainer(path, [callback], max_steps=STEPS, **overrides)
+    trainer = make_trainer(path, [callback], max_steps=STEPS, per_device_train_batch_size=32, **overrides)
     trainer.train()
     assert [(entry["step"], entry["decision"]) for entry in callback.history] == [(50, "continue"), (80, "decay")]
     return callback, trainer
@@ -120,11 +120,11 @@ def test_each_decision_is_one_line(tmp_path, caplog, capsys):
     assert said == [f"ExpTest: {line}" for line in descriptions(callback.history)]
     first, second = callback.history
     assert said[0] == (
-        f"ExpTest: step 50: loss still falls (p = {first['p_value']:.2g} over 30 steps): learning rate stays 0.02"
+        f"ExpTest: step 50: loss still falls (p = {first['p_value']:.2g} over 30 steps): learning rate stays 0.1"
     )
     assert said[1] == (
         f"ExpTest: step 80: loss no longer falls (p = {second['p_value']:.2g} over 30 steps):"
-        " learning rate 0.02 -> 0.0067"
+        " learning rate 0.1 -> 0.033"
     )
     # Beside the progress bar, only what changes something.
     printed = [line for line in capsys.readouterr().out.splitlines() if "ExpTest" in line]
@@ -140,9 +140,15 @@ def test_nothing_but_the_rate_is_printed_where_silence_is_wanted(tmp_path, capfd
     # Trainer's own, which prints the run time at the end.
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    assert len(callback.history) >= 2
-    # One line each: the rate that a later run can start from, and what changed it.
-    printed = [f"ExpTest: {line}" for line in descriptions(callback.history) if "stays" not in line]
+    began, looked, tested = callback.history
+    assert (began["test"], looked["decision"], tested["decision"]) == ("below_bound", "raise", "continue")
+    # One line each: where training starts, and the rate that a later run can start from.
+    printed = [f"ExpTest: {line}" for line in descriptions(callback.history)[:2]]
+    assert printed[0] == f"ExpTest: starts with learning rate {began['learning_rate']:.2g} (below bound)"
+    assert printed[1] == (
+        f"ExpTest: step 20: a look finds a higher rate better (p = {looked['p_value']:.2g}):"
+        f" learning rate {began['learning_rate']:.2g} -> {looked['learning_rate']:.2g}"
+    )
     assert capfd.readouterr() == ("".join(f"{line}\n" for line in printed), "")
     assert [path.name for path in tmp_path.iterdir()] == ["exptest.json"]
 
@@ -155,7 +161,7 @@ def test_other_processes_say_and_write_nothing(tmp_path, monkeypatch, caplog, ca
     monkeypatch.setattr(trainer, "is_local_process_zero", lambda: False)
     with caplog.at_level("INFO", logger="hf_exptest"):
         trainer.train()
-    assert len(callback.history) >= 2
+    assert [entry["step"] for entry in callback.history] == [0, 20, 60]
     assert [record for record in caplog.records if record.name.startswith("hf_exptest")] == []
     assert "ExpTest" not in "".join(capfd.readouterr())
     assert list(tmp_path.iterdir()) == []

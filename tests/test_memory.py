@@ -12,7 +12,8 @@ from torch import nn
 from toys import InOrder, classification_data, make_args, make_trainer
 from transformers import TrainerCallback
 
-from hf_exptest import ExpTestCallback, find_learning_rate
+from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
+from hf_exptest.search import MIN_STEPS
 from hf_exptest.stage import Stage
 
 MIB = 2**20
@@ -92,21 +93,30 @@ def kept(monkeypatch):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("max_steps", [100, 5000])
-def test_a_search_keeps_so_many_batches_whatever_the_length_of_the_run(tmp_path, kept, max_steps, accumulation):
+@pytest.mark.parametrize("max_steps", [100, 8000])
+def test_a_search_keeps_so_many_batches_whatever_the_length_of_the_run(
+    tmp_path, kept, monkeypatch, max_steps, accumulation
+):
+    # In place of 268.
+    monkeypatch.setattr("hf_exptest.stage.MAX_BATCHES", 40 + 12)
     data, read = Counted(), []
     data.read = lambda: read.append(1)
     args = make_args(
         tmp_path, max_steps=max_steps, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation
     )
-    search = find_learning_rate(InOrder(model=Classifier(4), args=args, train_dataset=data))
-    ((held_out, rest),) = kept
-    assert (len(held_out), len(rest)) == (12, 52)
-    assert {len(micro_batches) for micro_batches, _ in held_out + rest} == {accumulation}
-    # Accelerate reads one micro-batch ahead.
-    assert len(read) == 2 * (64 * accumulation + 1)
+    config = ExpTestConfig(warmup=10 / max_steps)
+    search = find_learning_rate(InOrder(model=Classifier(4), args=args, train_dataset=data), config)
+    for_bound, for_look = kept
+    # As many as a trial is long, and some to hold out; of any length, so many at most.
+    assert [len(batches) for batches in for_bound] == [1, 3]
+    assert sum(map(len, for_look)) == (MIN_STEPS + 12 if max_steps == 100 else 40 + 12)
+    assert len(for_look[0]) == (MIN_STEPS + 12) // 4 if max_steps == 100 else 12
+    assert {len(micro_batches) for part in kept for micro_batches, _ in part[0] + part[1]} == {accumulation}
+    # Accelerate reads one micro-batch ahead, in the training too.
+    num_batches = 4 + sum(map(len, for_look)) + search.step
+    assert len(read) == 2 * (num_batches * accumulation + 3)
     # Longer trials read the same batches anew.
-    assert max(trial.num_steps for trial in search.trials) > 52
+    assert {trial.num_steps for trial in search.trials} == {MIN_STEPS if max_steps == 100 else 256}
 
 
 def test_a_search_keeps_so_many_bytes(tmp_path, kept, monkeypatch):
@@ -116,7 +126,8 @@ def test_a_search_keeps_so_many_bytes(tmp_path, kept, monkeypatch):
     find_learning_rate(make_trainer(tmp_path, [], model=Classifier(4)))
     monkeypatch.setattr("hf_exptest.stage.MAX_BYTES", 1)
     find_learning_rate(make_trainer(tmp_path, [], model=Classifier(4)))
-    assert [(len(held_out), len(rest)) for held_out, rest in kept] == [(2, 8), (1, 1)]
+    # For the bound and for the look, each time.
+    assert [(len(held_out), len(rest)) for held_out, rest in kept] == [(1, 3), (2, 8), (1, 1), (1, 1)]
 
 
 class Workers(TrainerCallback):
@@ -140,6 +151,6 @@ def test_the_loader_of_the_search_and_its_workers_are_gone(tmp_path):
         dataloader_persistent_workers=True,
     )
     trainer.train()
-    assert callback.history[0]["test"] == "search"
+    assert [entry["test"] for entry in callback.history] == ["below_bound", "look"]
     assert workers.seen == {2}
     assert len(trainer.accelerator._dataloaders) == 1

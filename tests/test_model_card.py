@@ -10,32 +10,44 @@ import pytest
 import transformers.trainer
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
-from reports import FALLBACK_HISTORY, GIVEN, INCONCLUSIVE_SEARCH, SEARCH, make_report, start
+from reports import (
+    FALLBACK_HISTORY,
+    GIVEN,
+    INCONCLUSIVE_SEARCH,
+    LATER_SEARCH,
+    SEARCH,
+    TWO_LOOKS_HISTORY,
+    make_report,
+    start,
+)
 from toys import language_data, language_model, make_sft_trainer, make_trainer
 
 from hf_exptest import ExpTestCallback
-from hf_exptest.report import add_to_model_card, describe
+from hf_exptest.report import add_to_model_card, descriptions
 
 SCHEDULE = "ExpTest, warm-up 10%, cool-down 40% of the steps"
 CARD = """# toy
 
 ### Learning rate
 
-Set by [ExpTest](https://arxiv.org/abs/2411.16975). ExpTest found the learning rate 0.3 before the first step.
+Set by [ExpTest](https://arxiv.org/abs/2411.16975). ExpTest found the learning rate 0.3 while training\
+ at step 10.
 
-It tried short runs from the same weights, beginning at the upper bound 0.9:
+At step 10 of 100 it tried rates on the weights of the run, which began below the upper bound 0.9:
 
 | learning rate | steps | loss on held-out batches |
 | ---: | ---: | ---: |
-| 9.00e-01 | 24 | diverged |
+| 9.00e-01 | 4 | diverged |
 | 3.00e-01 | 24 | 0.5000 |
-| 1.00e-01 | 48 | 0.5625 |
+| 1.00e-01 | 24 | 0.5625 |
+| 3.00e-02 | 9 | given up, far behind |
 | untouched | 0 | 0.7500 |
 
-The best rates of 24 and 48 steps, carried on to the length of the run, give 0.3.\
- The search took 75 steps in 12 s; then the model was put back as it was.
+The best of them ends lower than the untouched model (p = 0.002); carried over from 24 steps to the 90 that were left,\
+ it gives 0.3. The look took 75 steps in 12 s; then the model was put back as it was.
 
-- starts with learning rate 0.3 (search)
+- starts with learning rate 0.03 (below bound)
+- step 10: a look finds a higher rate better (p = 0.002): learning rate 0.03 -> 0.3
 - step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3
 - step 40: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3
 - step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1
@@ -74,37 +86,61 @@ def table(text):
 
 
 def assert_tells_of_the_search(text, search):
-    trials = sorted(search.trials, key=lambda trial: (trial.num_steps, -trial.learning_rate))
+    trials = sorted(search.trials, key=lambda trial: -trial.learning_rate)
     rows = table(text)
     assert [float(row[0]) for row in rows[:-1]] == pytest.approx([trial.learning_rate for trial in trials], rel=1e-2)
-    assert [int(row[1]) for row in rows[:-1]] == [trial.num_steps for trial in trials]
-    assert [row[2] for row in rows[:-1]] == [f"{trial.end_loss:.4f}" for trial in trials]
+    assert [int(row[1]) for row in rows[:-1]] == [len(trial.curve) for trial in trials]
+    ends = [row[2] for row, trial in zip(rows, trials, strict=False) if trial.outcome == "ended"]
+    assert ends == [f"{trial.end_loss:.4f}" for trial in trials if trial.outcome == "ended"]
+    assert len(ends) >= 2
     assert rows[-1][:2] == ["untouched", "0"]
-    assert f"found the learning rate {search.learning_rate:.3g} " in text
+    assert f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}." in text
     assert f"took {search.num_steps} steps" in text
 
 
 def test_card_of_a_search_tells_the_trials_and_the_decisions():
     card = "# toy\n\n### Framework versions\n\n- Torch\n"
-    assert add_to_model_card(card, make_report(search=SEARCH), has_figure=True) == CARD
+    assert add_to_model_card(card, make_report(searches=[SEARCH]), has_figure=True) == CARD
 
 
 def test_card_of_an_inconclusive_search_claims_no_rate():
-    card = add_to_model_card("- learning_rate: 0.1\n", make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH), False)
+    card = add_to_model_card("- learning_rate: 0.1\n", make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]), False)
     assert card.startswith("- learning_rate: 5e-05\n")
-    assert "ExpTest tried 3 learning rates and found none that lowers the loss on held-out batches." in card
-    assert "Training started from TrainingArguments.learning_rate, 5e-05." in card
-    assert table(card)[0] == ["9.00e-01", "24", "diverged"]
+    assert "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches." in card
+    assert "Training went on with TrainingArguments.learning_rate, 5e-05." in card
+    assert table(card)[0] == ["9.00e-01", "4", "diverged"]
+    assert "\n- step 10: goes on with learning rate 5e-05 (training arguments)\n" in card
     assert "0.3 " not in card
-    assert "give" not in card
+    assert "gives" not in card
+
+
+def test_card_of_two_looks_has_a_table_for_each():
+    card = add_to_model_card("# toy\n", make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]), has_figure=False)
+    first, second = card.split("\n\nAt step 60 of 100 it tried rates on the weights of the run:\n\n")
+    assert first in CARD.replace("### Framework", "")
+    assert table(second) == [
+        ["9.00e-01", "14", "0.6250"],
+        ["3.00e-01", "14", "0.5000"],
+        ["1.00e-01", "14", "0.4375"],
+        ["untouched", "0", "0.5625"],
+    ]
+    assert (
+        "\n\nThe best of them ends lower than the rate until then, 0.3 (p = 0.01); carried over from 14 steps to the"
+        " 40 that were left, it gives 0.1. The look took 42 steps in 4 s; then the model was put back as it was.\n\n"
+    ) in second
+    decisions = [line[2:] for line in second.splitlines() if line.startswith("- ")]
+    assert decisions == descriptions(TWO_LOOKS_HISTORY)
+    assert decisions[-2].startswith("step 60: loss no longer falls, time for a look")
 
 
 @pytest.mark.parametrize(
     ("report", "rate"),
     [
-        (make_report(search=SEARCH), "0.3"),
-        (make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH), "5e-05"),
+        (make_report(searches=[SEARCH]), "0.3"),
+        (make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]), "5e-05"),
         (make_report(FALLBACK_HISTORY), "5e-05"),
+        # What the warm-up led to, and no later look.
+        (make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]), "0.3"),
         (make_report([start("first_update_bound", 0.2)]), "0.2"),
         (make_report([], config=GIVEN), "0.7"),
     ],
@@ -148,8 +184,9 @@ def test_card_tells_how_the_learning_rate_was_found(tmp_path):
     assert metadata.tags == ["test", "generated_from_trainer"]
     assert_tells_of_the_search(text, callback.search)
     decisions = [line[2:] for line in text.splitlines() if line.startswith("- ")]
-    assert decisions[0] == describe(callback.history[0])
-    assert decisions[1:] == [describe(callback.history[1], callback.history[0])]
+    assert decisions == descriptions(callback.history)
+    assert decisions[0].startswith("starts with learning rate ")
+    assert [entry["step"] for entry in callback.history] == [0, 20, 60]
     assert "](exptest.png)" in text
     values = hyperparameters(tmp_path)
     assert float(values["learning_rate"]) == callback.search.learning_rate
@@ -168,7 +205,7 @@ def test_card_of_a_given_rate_has_neither_table_nor_missing_figure(tmp_path):
     # Each card is written anew, so there is one section however often.
     trainer.create_model_card()
     _, text = section(tmp_path)
-    assert "Training started from the given learning rate, 0.02: there was no search." in text
+    assert "Training started from the given learning rate, 0.02: there was no look at other rates." in text
     assert "|" not in text
     assert "exptest.png" not in text
     assert hyperparameters(tmp_path)["learning_rate"] == "0.02"

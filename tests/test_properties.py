@@ -32,11 +32,15 @@ losses_of_a_run = st.lists(st.tuples(any_loss | st.floats(0.125, 8.0, width=32),
 )
 rates = st.floats(1e-6, 100.0)
 phases = st.sampled_from([DETECT, TUNE])
+# What looks lead to: after so many steps, the rate times so much.
+moves_of_a_run = st.dictionaries(st.integers(0, 300), st.floats(0.01, 100.0) | st.just(1.0), max_size=4)
 
 
-def run(controller, losses):
+def run(controller, losses, moves=None):
     rates = []
     for loss in losses:
+        if moves is not None and controller.step in moves:
+            controller.move(controller.learning_rate * moves[controller.step], "look", 0.01)
         controller.observe(loss)
         rates.append(controller.learning_rate)
     return rates
@@ -51,15 +55,40 @@ def test_the_rate_is_positive_and_never_rises(config, losses, rate, phase, num_s
     assert all(0 <= entry["p_value"] <= 1 for entry in controller.history)
 
 
-@given(config=configs, losses=losses_of_a_run, rate=rates, phase=phases, cut=st.integers(0, 360))
-def test_state_through_json_is_the_identity(config, losses, rate, phase, cut):
+@given(config=configs, losses=losses_of_a_run, rate=rates, phase=phases, moves=moves_of_a_run)
+def test_observing_never_raises_the_rate_and_a_move_leads_to_its_own(config, losses, rate, phase, moves):
+    controller = ExpTestController(config, rate, 300, phase)
+    controller.can_look = True
+    for step, loss in enumerate(losses):
+        if step in moves:
+            before = controller.rate_at(step)
+            target = controller.learning_rate * moves[step]
+            controller.move(target, "look", 0.01)
+            assert controller.learning_rate == target
+            assert min(before, target) <= controller.rate_at(step) <= max(before, target) * (1 + 1e-12)
+            # Whatever it was, it is reached, and never gone past.
+            path = [controller.rate_at(later) for later in range(step, step + 400)]
+            assert path == sorted(path)
+            assert path[-1] == target
+        planned = controller.rate_at(step + 1)
+        num_decisions = len(controller.history)
+        controller.observe(loss)
+        present = controller.rate_at(step + 1)
+        if any(entry["decision"] == "decay" for entry in controller.history[num_decisions:]):
+            assert 0 < present <= planned * (1 + 1e-12)
+        else:
+            assert present == planned
+
+
+@given(config=configs, losses=losses_of_a_run, rate=rates, phase=phases, cut=st.integers(0, 360), moves=moves_of_a_run)
+def test_state_through_json_is_the_identity(config, losses, rate, phase, cut, moves):
     whole, first = (ExpTestController(config, rate, 300, phase) for _ in range(2))
-    run(whole, losses)
-    run(first, losses[:cut])
+    run(whole, losses, moves)
+    run(first, losses[:cut], moves)
     second = ExpTestController(config, 2 * rate, 300, phase)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert json.dumps(second.state_dict()) == json.dumps(first.state_dict())
-    run(second, losses[cut:])
+    run(second, losses[cut:], moves)
     # As text, since nothing equals NaN.
     assert json.dumps(second.state_dict()) == json.dumps(whole.state_dict())
 

@@ -1,13 +1,14 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything comes back: training after a search is, bit for bit, the one that is given its rate."""
+"""Everything comes back: a run with a look is, bit for bit, a plain one with the same rates at the same steps."""
 
 import collections
 import copy
 import functools
 import io
 import itertools
+import math
 import random
 import types
 
@@ -17,18 +18,23 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from toys import (
+    GivenRates,
     ToyClassifier,
+    assert_same,
     assert_same_weights,
     classification_data,
+    decisions,
     language_data,
     language_model,
+    logged,
     make_args,
     make_trainer,
+    outcome,
     weights,
 )
 from transformers import Trainer, TrainerCallback
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
+from hf_exptest import ExpTestCallback, find_learning_rate
 from hf_exptest.places import Places
 from hf_exptest.snapshot import NotRestored, Snapshot, random_states, set_random_states
 from hf_exptest.stage import open_stage
@@ -99,10 +105,10 @@ class Counters(ToyClassifier):
 
     def forward(self, x, labels=None):
         output = super().forward(x, labels)
-        weight = 0.01 * (self.number + len(self.numbers) + sum(self.last) + self.table["steps"] + len(self.kinds))
-        weight += 0.01 * (self.slots.steps + self.space.steps + getattr(self, "lazy", 0))
+        weight = 1e-3 * (self.number + len(self.numbers) + sum(self.last) + self.table["steps"] + len(self.kinds))
+        weight += 1e-3 * (self.slots.steps + self.space.steps + getattr(self, "lazy", 0))
         if self.training:
-            weight += 0.01 * next(self.count)
+            weight += 1e-3 * next(self.count)
             self.number += 1
             self.numbers.append(float(weight))
             self.last.append(self.number)
@@ -301,7 +307,7 @@ def plain(path, callbacks, model=ToyClassifier, trainer=Trainer, data=None, opti
     overrides = kwargs.pop("args", {})
     made = trainer(
         model=model,
-        args=make_args(path, **RATE_SHARE, **overrides),
+        args=make_args(path, **{**RATE_SHARE, **overrides}),
         train_dataset=classification_data() if data is None else data(),
         callbacks=callbacks,
         **kwargs,
@@ -310,11 +316,51 @@ def plain(path, callbacks, model=ToyClassifier, trainer=Trainer, data=None, opti
 
 
 def lora():
-    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", lora_dropout=0.1)
+    # With the last norm, since the tokens differ in their frequency alone.
+    parts = {"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]}
+    config = LoraConfig(r=2, **parts, fan_in_fan_out=True, task_type="CAUSAL_LM", lora_dropout=0.1)
     return get_peft_model(language_model(), config)
 
 
+class Ema(TrainerCallback):
+    """An average of the weights, with a number of updates, as many keep beside a training."""
+
+    def __init__(self):
+        self.average, self.num_updates = ToyClassifier(), 0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.num_updates += 1
+        with torch.no_grad():
+            for average, parameter in zip(self.average.parameters(), model.parameters(), strict=True):
+                average.lerp_(parameter, 1 / (1 + self.num_updates))
+
+
+def with_ema(path, callbacks):
+    ema = Ema()
+    trainer, modules = plain(
+        path, [ema, *callbacks], optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    )
+    return trainer, [*modules, ema.average]
+
+
+def rows_of_datasets():
+    from datasets import Dataset
+
+    rows = classification_data(1024)
+    table = Dataset.from_dict({"x": [r["x"].tolist() for r in rows], "labels": [int(r["labels"]) for r in rows]})
+    return table.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=64)
+
+
 CASES = {
+    "average in a callback, momentum": with_ema,
+    "stream of datasets, shuffled": functools.partial(plain, data=rows_of_datasets),
+    "accumulation": functools.partial(plain, args={"gradient_accumulation_steps": 2}),
+    "workers": functools.partial(
+        plain, args={"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "max_steps": 12}
+    ),
+    # The look is made after its last step.
+    "end of an epoch": functools.partial(plain, data=functools.partial(classification_data, 24)),
+    "adafactor": functools.partial(plain, args={"optim": "adafactor"}),
     "teacher, in place": functools.partial(plain, model=functools.partial(Teacher, "in place")),
     "teacher, by its data": functools.partial(plain, model=functools.partial(Teacher, "data")),
     "teacher, rebound": functools.partial(plain, model=functools.partial(Teacher, "rebound")),
@@ -339,18 +385,22 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_after_a_search_equals_training_given_the_rate(tmp_path, case):
-    searched = ExpTestCallback()
-    first, first_modules = CASES[case](tmp_path, [searched])
-    first.train()
-    assert searched.history[0]["test"] == "search"
-    given = ExpTestCallback(learning_rate=searched.search.learning_rate)
-    second, second_modules = CASES[case](tmp_path, [given])
-    second.train()
-    losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (first, second)]
-    assert len(losses[0]) == 30
-    assert losses[0] == losses[1]
-    for one, other in zip(first_modules, second_modules, strict=True):
+def test_a_run_with_a_look_is_a_plain_one_with_its_rates(tmp_path, case):
+    callback = ExpTestCallback()
+    looked, looked_modules = CASES[case](tmp_path, [callback])
+    looked.train()
+    found = outcome(looked)
+    start, look = decisions(callback)
+    assert start == (0, "below_bound", "start")
+    assert look[:2] == (math.ceil(looked.args.max_steps / 10), "look")
+    assert look[2] in ("raise", "lower")
+    assert callback.search.num_steps >= 3 * 14
+    rates = logged(looked, "learning_rate")
+    assert len(rates) == looked.args.max_steps
+    plain, modules = CASES[case](tmp_path, [GivenRates(rates)])
+    plain.train()
+    assert_same(found, outcome(plain))
+    for one, other in zip(looked_modules, modules, strict=True):
         assert_same_weights(weights(one), weights(other))
 
 
@@ -570,7 +620,7 @@ class InMidRun(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 12:
-            with open_stage(self.trainer, ExpTestConfig(), num_batches=20) as stage:
+            with open_stage(self.trainer, num_batches=20) as stage:
                 trials = [stage.trial(0.01, 8), stage.trial(3.0, 8), stage.trial(0.01, 8)]
             self.ends = [trial.end_losses for trial in trials]
 

@@ -17,9 +17,12 @@ from reports import (
     GIVEN,
     HISTORY,
     INCONCLUSIVE_SEARCH,
+    LATER_SEARCH,
     LOSSES,
     SEARCH,
+    TWO_LOOKS_HISTORY,
     entry,
+    look,
     make_report,
     start,
 )
@@ -28,17 +31,28 @@ from transformers import TrainerCallback
 
 from hf_exptest import ExpTestCallback, Report
 from hf_exptest.cli import main
-from hf_exptest.report import describe, search_from_dict, search_to_dict, write
+from hf_exptest.report import describe, log_values, search_from_dict, search_to_dict, write
 
 
 def test_starting_rate_is_the_one_that_was_used():
-    found = make_report(search=SEARCH)
+    found = make_report(searches=[SEARCH])
     assert (found.starting_rate, found.rate_source) == (0.3, "search")
-    # The search has a rate all the same, which nobody used.
-    fallback = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH)
+    # A later look does not change what the warm-up led to.
+    twice = make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH])
+    assert (twice.starting_rate, twice.rate_source) == (0.3, "search")
+    # A look that finds nothing better has not found the rate.
+    kept = make_report([HISTORY[0], look(10, "keep", 0.03, p_value=0.2), *TWO_LOOKS_HISTORY[2:]])
+    assert (kept.starting_rate, kept.rate_source) == (0.03, "below_bound")
+    stopped = make_report(HISTORY[:1])
+    assert (stopped.starting_rate, stopped.rate_source) == (0.03, "below_bound")
+    # The look has a rate all the same, which nobody used.
+    fallback = make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH])
     assert (fallback.starting_rate, fallback.rate_source) == (5e-5, "training_arguments")
-    bound = make_report([start("first_update_bound", 0.2), *HISTORY[1:]])
+    bound = make_report([start("first_update_bound", 0.2), *HISTORY[2:]])
     assert (bound.starting_rate, bound.rate_source) == (0.2, "first_update_bound")
+    # As releases without looks left it in a checkpoint.
+    before = make_report([start("search", 0.2)])
+    assert (before.starting_rate, before.rate_source) == (0.2, "search")
     # A given rate is not in the history, whose first entry may already have lowered it.
     given = make_report([entry(60, "decay", learning_rate=0.1)], config=GIVEN)
     assert (given.starting_rate, given.rate_source) == (0.7, "given")
@@ -48,7 +62,10 @@ def test_starting_rate_is_the_one_that_was_used():
 
 
 def test_rate_at_a_step_is_the_one_decided_on_before():
-    assert [make_report().rate_at(step) for step in (0, 20, 59, 60, 100)] == [0.3, 0.3, 0.3, 0.1, 0.1]
+    assert [make_report().rate_at(step) for step in (0, 9, 10, 59, 60, 100)] == [0.03, 0.03, 0.3, 0.3, 0.1, 0.1]
+    assert [make_report(FALLBACK_HISTORY).rate_at(step) for step in (9, 10)] == [0.03, 5e-5]
+    twice = make_report(TWO_LOOKS_HISTORY)
+    assert [twice.rate_at(step) for step in (59, 60)] == [0.3, 0.1]
     given = make_report([entry(60, "decay", learning_rate=0.1)], config=GIVEN)
     assert [given.rate_at(step) for step in (59, 60)] == [0.7, 0.1]
 
@@ -62,52 +79,115 @@ def test_a_report_without_a_start_goes_by_the_log():
 
 
 def test_summary_says_how_the_rate_was_found():
-    lines = make_report(search=SEARCH).summary().splitlines()
+    lines = make_report(searches=[SEARCH]).summary().splitlines()
     assert lines[:2] == [
-        "ExpTest found the learning rate 0.3 before the first step.",
-        "It tried short runs from the same weights, beginning at the upper bound 0.9:",
+        "ExpTest found the learning rate 0.3 while training at step 10.",
+        "At step 10 of 100 it tried rates on the weights of the run, which began below the upper bound 0.9:",
     ]
-    assert [line.split() for line in lines[3:7]] == [
-        ["9.00e-01", "24", "diverged"],
+    assert [line.split(maxsplit=2) for line in lines[3:8]] == [
+        ["9.00e-01", "4", "diverged"],
         ["3.00e-01", "24", "0.5000"],
-        ["1.00e-01", "48", "0.5625"],
+        ["1.00e-01", "24", "0.5625"],
+        ["3.00e-02", "9", "given up, far behind"],
         ["untouched", "0", "0.7500"],
     ]
-    assert lines[7:9] == [
-        "The best rates of 24 and 48 steps, carried on to the length of the run, give 0.3.",
-        "The search took 75 steps in 12 s; then the model was put back as it was.",
+    assert lines[8:10] == [
+        "The best of them ends lower than the untouched model (p = 0.002); carried over from 24 steps to the 90 that"
+        " were left, it gives 0.3.",
+        "The look took 75 steps in 12 s; then the model was put back as it was.",
     ]
 
 
-def test_summary_of_a_resumed_run_tells_of_the_search_and_of_the_checkpoint():
-    lines = make_report([start("checkpoint", 0.1)], SEARCH).summary().splitlines()
-    assert lines[0] == (
-        "ExpTest found the learning rate 0.3 before the first step."
-        " Training started from the learning rate of a checkpoint, 0.1."
+def test_summary_has_each_look():
+    lines = make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]).summary().splitlines()
+    assert lines[0] == "ExpTest found the learning rate 0.3 while training at step 10."
+    assert lines[1:10] == make_report(searches=[SEARCH]).summary().splitlines()[1:10]
+    assert lines[10] == "At step 60 of 100 it tried rates on the weights of the run:"
+    assert [line.split() for line in lines[12:16]] == [
+        ["9.00e-01", "14", "0.6250"],
+        ["3.00e-01", "14", "0.5000"],
+        ["1.00e-01", "14", "0.4375"],
+        ["untouched", "0", "0.5625"],
+    ]
+    assert lines[16:] == [
+        "The best of them ends lower than the rate until then, 0.3 (p = 0.01); carried over from 14 steps to the 40"
+        " that were left, it gives 0.1.",
+        "The look took 42 steps in 4 s; then the model was put back as it was.",
+        "Decisions:",
+        "    starts with learning rate 0.03 (below bound)",
+        "    step 10: a look finds a higher rate better (p = 0.002): learning rate 0.03 -> 0.3",
+        "    step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
+        "    step 40: too few or too noisy losses to tell whether the loss falls (p = 0.2 over 20 steps):"
+        " learning rate stays 0.3",
+        "    step 60: loss no longer falls, time for a look (p = 0.4 over 20 steps): learning rate stays 0.3",
+        "    step 60: a look finds a lower rate better (p = 0.01): learning rate 0.3 -> 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("search", "rival"),
+    [
+        (dataclasses.replace(SEARCH, learning_rate=0.03, p_value=0.2), "the untouched model"),
+        (dataclasses.replace(LATER_SEARCH, learning_rate=0.3, p_value=0.2), "the rate until then, 0.3"),
+    ],
+)
+def test_summary_of_a_look_that_keeps_the_rate_gives_none(search, rival):
+    history = [start("below_bound", learning_rate=0.03), look(10, "keep", learning_rate=0.03, p_value=0.2)]
+    lines = make_report(history, [search]).summary().splitlines()
+    assert "Training went on with a small share of the upper bound along the first update, 0.03." in lines[0]
+    (result,) = [line for line in lines if "p = 0.2" in line and not line.startswith(" ")]
+    assert result == f"None ends lower than {rival} by more than chance (p = 0.2)."
+    assert lines[-1] == (
+        "    step 10: a look finds no rate that is clearly better (p = 0.2): learning rate stays 0.03"
     )
-    assert lines[7].endswith("give 0.3.")
+
+
+def test_summary_of_an_inconclusive_look_after_which_the_rate_stays_claims_none():
+    search = dataclasses.replace(INCONCLUSIVE_SEARCH, learning_rate=0.03, p_value=0.9)
+    history = [start("below_bound", learning_rate=0.03), look(10, "keep", learning_rate=0.03, p_value=0.9)]
+    lines = make_report(history, [search]).summary().splitlines()
+    assert lines[0] == (
+        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches."
+        " Training went on with a small share of the upper bound along the first update, 0.03."
+    )
+    assert lines[8:10] == ["The look took 75 steps in 12 s; then the model was put back as it was.", "Decisions:"]
+
+
+def test_summary_of_a_resumed_run_tells_of_the_look_and_of_the_checkpoint():
+    lines = make_report([start("checkpoint", 0.1)], [SEARCH]).summary().splitlines()
+    assert lines[0] == (
+        "ExpTest found the learning rate 0.3 while training at step 10."
+        " Training went on with the learning rate of a checkpoint, 0.1."
+    )
+    assert lines[8].endswith("it gives 0.3.")
 
 
 def test_summary_lists_every_decision():
-    lines = make_report(search=SEARCH).summary().splitlines()
-    assert lines[9] == "Decisions:"
-    assert lines[10] == "    starts with learning rate 0.3 (search)"
-    assert lines[13] == "    step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1"
-    assert len(lines) == 14
+    lines = make_report(searches=[SEARCH]).summary().splitlines()
+    assert lines[10:] == [
+        "Decisions:",
+        "    starts with learning rate 0.03 (below bound)",
+        "    step 10: a look finds a higher rate better (p = 0.002): learning rate 0.03 -> 0.3",
+        "    step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
+        "    step 40: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
+        "    step 60: loss no longer falls (p = 0.4 over 20 steps): learning rate 0.3 -> 0.1",
+    ]
 
 
 def test_summary_of_an_inconclusive_search_claims_no_rate():
-    summary = make_report(FALLBACK_HISTORY, INCONCLUSIVE_SEARCH).summary()
+    summary = make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]).summary()
     lines = summary.splitlines()
     assert lines[0] == (
-        "ExpTest tried 3 learning rates and found none that lowers the loss on held-out batches."
-        " Training started from TrainingArguments.learning_rate, 5e-05."
+        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches."
+        " Training went on with TrainingArguments.learning_rate, 5e-05."
     )
-    assert [line.split()[0] for line in lines[3:7]] == ["9.00e-01", "3.00e-01", "1.00e-01", "untouched"]
-    assert lines[7:] == [
-        "The search took 75 steps in 12 s; then the model was put back as it was.",
+    rates = [line.split()[0] for line in lines[3:8]]
+    assert rates == ["9.00e-01", "3.00e-01", "1.00e-01", "3.00e-02", "untouched"]
+    assert lines[8:] == [
+        "The look took 75 steps in 12 s; then the model was put back as it was.",
         "Decisions:",
-        "    starts with learning rate 5e-05 (training arguments)",
+        "    starts with learning rate 0.03 (below bound)",
+        "    step 10: goes on with learning rate 5e-05 (training arguments)",
     ]
 
 
@@ -116,22 +196,30 @@ def test_summary_of_an_inconclusive_search_claims_no_rate():
     [
         (
             make_report(FALLBACK_HISTORY),
-            "Training started from TrainingArguments.learning_rate, 5e-05: there was no search.",
+            "Training started from TrainingArguments.learning_rate, 5e-05: there was no look at other rates.",
         ),
         (
             make_report([start("first_update_bound", 0.2)]),
-            "Training started from the upper bound along the first update, 0.2: there was no search.",
+            "Training started from the upper bound along the first update, 0.2: there was no look at other rates.",
+        ),
+        (
+            make_report([start("below_bound", 0.02)]),
+            "Training started from a small share of the upper bound along the first update, 0.02: there was no look at"
+            " other rates.",
         ),
         (
             make_report([start("checkpoint", 0.02)]),
-            "Training started from the learning rate of a checkpoint, 0.02: there was no search.",
+            "Training started from the learning rate of a checkpoint, 0.02: there was no look at other rates.",
         ),
-        # Resumed from a checkpoint that does not tell of the search.
-        (make_report(), "Training started from the learning rate that a search found, 0.3."),
-        (make_report([], config=GIVEN), "Training started from the given learning rate, 0.7: there was no search."),
+        # Resumed from a checkpoint that does not tell of the look.
+        (make_report(), "ExpTest found the learning rate 0.3 while training."),
+        (
+            make_report([], config=GIVEN),
+            "Training started from the given learning rate, 0.7: there was no look at other rates.",
+        ),
     ],
 )
-def test_summary_without_search(report, sentence):
+def test_summary_without_a_look(report, sentence):
     assert report.summary().splitlines()[0] == sentence
 
 
@@ -142,7 +230,10 @@ def test_summary_without_decisions():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"decision": "start", "test": "first_update_bound"}, "starts with learning rate 0.1 (first update bound)"),
+        (
+            {"decision": "start", "test": "first_update_bound"},
+            "step 400: goes on with learning rate 0.1 (first update bound)",
+        ),
         (
             {"decision": "detected", "test": "exponential_decay"},
             "step 400: loss decays exponentially (p = 0.31 over 120 steps): learning rate stays 0.1",
@@ -152,16 +243,57 @@ def test_summary_without_decisions():
             "step 400: loss does not decay exponentially (p = 0.31 over 120 steps): learning rate 0.3 -> 0.1",
         ),
         ({"decision": "continue"}, "step 400: loss still falls (p = 0.31 over 120 steps): learning rate stays 0.1"),
+        (
+            {"decision": "undecided", "left_out": 2},
+            "step 400: too few or too noisy losses to tell whether the loss falls (p = 0.31 over 120 steps, 2 left"
+            " out): learning rate stays 0.1",
+        ),
+        (
+            {"decision": "look"},
+            "step 400: loss no longer falls, time for a look (p = 0.31 over 120 steps): learning rate stays 0.1",
+        ),
+        (
+            {"decision": "raise", "test": "look", "learning_rate": 0.9},
+            "step 400: a look finds a higher rate better (p = 0.31): learning rate 0.3 -> 0.9",
+        ),
+        (
+            {"decision": "lower", "test": "look"},
+            "step 400: a look finds a lower rate better (p = 0.31): learning rate 0.3 -> 0.1",
+        ),
+        (
+            {"decision": "keep", "test": "look", "learning_rate": 0.3},
+            "step 400: a look finds no rate that is clearly better (p = 0.31): learning rate stays 0.3",
+        ),
+        (
+            {"decision": "start", "test": "training_arguments", "p_value": None},
+            "step 400: goes on with learning rate 0.1 (training arguments)",
+        ),
+        ({"decision": "start", "test": "below_bound", "step": 0}, "starts with learning rate 0.1 (below bound)"),
     ],
 )
 def test_decisions_in_words(changes, text):
     last = {**entry(400, "decay", learning_rate=0.1, p_value=0.31, window=120), **changes}
-    assert describe(last, HISTORY[0]) == text
+    assert describe(last, look(10, "raise")) == text
+
+
+def test_a_new_rate_without_the_one_before_is_told_alone():
+    assert describe(look(10, "raise")) == (
+        "step 10: a look finds a higher rate better (p = 0.002): learning rate becomes 0.3"
+    )
+
+
+def test_log_values_are_of_the_last_test_on_a_window():
+    assert log_values(TWO_LOOKS_HISTORY[:1], 0) == {"exptest_phase": 0, "exptest_decays": 0}
+    values = log_values(TWO_LOOKS_HISTORY[:4], 2)
+    assert values == {"exptest_phase": 2, "exptest_decays": 0, "exptest_p_value": 0.2, "exptest_window": 20}
+    # A look's p-value is of another test, and it has no window.
+    assert log_values(TWO_LOOKS_HISTORY, 2)["exptest_window"] == 20
+    assert log_values(HISTORY, 3)["exptest_decays"] == 1
 
 
 def test_divergence_in_words():
     last = entry(7, "decay", learning_rate=0.1, test="divergence", p_value=1.0, window=0)
-    assert describe(last, HISTORY[0]) == (
+    assert describe(last, start("given")) == (
         "step 7: loss is not finite, so the weights may be lost: learning rate 0.3 -> 0.1"
     )
 
@@ -178,12 +310,15 @@ def test_smoothed_losses_of_a_few_points_are_the_losses():
 
 
 def test_report_survives_its_file(tmp_path):
-    report = make_report(search=SEARCH, losses=[*LOSSES[:-1], float("inf")])
+    report = make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH], losses=[*LOSSES[:-1], float("inf")])
     report.save(tmp_path)
     loaded = Report.load(tmp_path)
     assert loaded == report
     assert loaded.summary() == report.summary()
-    assert loaded.search.is_conclusive == SEARCH.is_conclusive
+    assert loaded.searches == [SEARCH, LATER_SEARCH]
+    assert loaded.search == SEARCH
+    assert [search.is_conclusive for search in loaded.searches] == [True, True]
+    assert make_report().search is None
     assert "Infinity" not in (tmp_path / "exptest.json").read_text()
 
 
@@ -199,15 +334,16 @@ def change(values, *path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "message"),
     [
-        ((), {"version": 99}, "it has version 99; this release reads version 3"),
+        ((), {"version": 99}, "it has version 99; this release reads version 4"),
         ((), {"version": None}, "it has version None"),
         ((), {"losses": None}, "'losses'"),
+        ((), {"searches": None}, "'searches'"),
         ((), {"num_training_steps": None}, "'num_training_steps'"),
         # A report holds no paths, so there are none to follow.
         ((), {"figure": "../../secret.png"}, "'figure'"),
         ((), {"steps": [1, 2]}, r"\[2, 100, 100\] steps, losses and learning rates"),
-        (("search",), {"upper_bound": None}, "'upper_bound'"),
-        (("search", "trials", 1), {"momentum": 0.9}, "'momentum'"),
+        (("searches", 0), {"previous_rate": None}, "'previous_rate'"),
+        (("searches", 0, "trials", 1), {"momentum": 0.9}, "'momentum'"),
         (("config",), {"momentum": 0.9}, r"Unknown ExpTest settings \['momentum'\]"),
         (("config",), {"alpha": 2.0}, "alpha=2.0"),
         (("config",), {"learning_rate": -1.0}, "learning_rate=-1.0"),
@@ -216,7 +352,7 @@ def change(values, *path, **changes):
     ],
 )
 def test_reports_with_other_keys_or_values_are_refused(tmp_path, path, changes, message):
-    make_report(search=SEARCH).save(tmp_path)
+    make_report(searches=[SEARCH]).save(tmp_path)
     file = tmp_path / "exptest.json"
     values = json.loads(file.read_text())
     change(values, *path, **changes)
@@ -227,7 +363,7 @@ def test_reports_with_other_keys_or_values_are_refused(tmp_path, path, changes, 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_reports_are_refused(tmp_path, share):
-    make_report(search=SEARCH).save(tmp_path)
+    make_report(searches=[SEARCH]).save(tmp_path)
     file = tmp_path / "exptest.json"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
@@ -245,13 +381,16 @@ def test_other_files_are_refused(tmp_path, content):
 
 
 def test_search_survives_as_plain_values():
-    search = dataclasses.replace(SEARCH, untouched_losses=[math.inf] * 12)
+    diverged = dataclasses.replace(SEARCH.trials[3], curve=[0.75, math.inf])
+    search = dataclasses.replace(SEARCH, untouched_losses=[math.inf] * 12, trials=[*SEARCH.trials[:3], diverged])
     values = json.loads(json.dumps(search_to_dict(search), allow_nan=False))
-    assert values["trials"][1]["end_losses"] == [None] * 12
+    assert values["trials"][3]["end_losses"] == [None] * 12
+    assert values["trials"][3]["curve"] == [0.75, None]
     assert search_from_dict(values) == search
+    assert search_from_dict(json.loads(json.dumps(search_to_dict(LATER_SEARCH)))) == LATER_SEARCH
 
 
-FOUND = make_report(search=SEARCH)
+FOUND = make_report(searches=[SEARCH])
 
 
 def names(folder):
@@ -340,15 +479,22 @@ def test_a_training_leaves_a_report_and_logs_its_numbers(tmp_path, capsys):
     assert len(rows) == 200
     # A row is logged after its step, when the scheduler already speaks of the next one.
     assert [row["exptest_phase"] for row in rows] == [0] * 19 + [2] * 40 + [3] * 141
-    assert [row["exptest_decays"] for row in rows] == [0] * 59 + [callback.history[-1]["decision"] == "decay"] * 141
-    assert "exptest_p_value" not in rows[50]
-    assert rows[-1]["exptest_p_value"] == callback.history[-1]["p_value"]
-    assert rows[-1]["exptest_window"] == 40
+    began, looked, tested = callback.history
+    assert [(entry["step"], entry["test"]) for entry in callback.history] == [
+        (0, "below_bound"),
+        (20, "look"),
+        (60, "slope"),
+    ]
+    assert [row["exptest_decays"] for row in rows] == [0] * 59 + [tested["decision"] == "decay"] * 141
+    assert not any("exptest_p_value" in row or "exptest_window" in row for row in rows[:59])
+    assert [row["exptest_p_value"] for row in rows[59:]] == [tested["p_value"]] * 141
+    assert [row["exptest_window"] for row in rows[59:]] == [40] * 141
     assert all(isinstance(value, (int, float)) for row in rows for value in row.values())
     report = Report.load(tmp_path)
     assert report == callback.report()
     assert report.steps == list(range(1, 201))
-    assert report.starting_rate == callback.search.learning_rate
+    assert report.searches == [callback.search]
+    assert report.starting_rate == looked["learning_rate"] == callback.search.learning_rate > began["learning_rate"]
     assert plt.imread(tmp_path / "exptest.png").shape[:2] == (750, 1650)
 
     capsys.readouterr()

@@ -19,6 +19,12 @@ from hf_exptest import ExpTestCallback
 # 80 steps: warm-up to 8, windows of 30 to 68, cool-down.
 PHASES = {"warm-up": 5, "TUNE": 21, "between two windows": 38, "TUNE, later": 50, "cool-down": 73}
 MODELS = ["plain", "lora"]
+# The look is made after the last step of the warm-up, before that step's checkpoint.
+AROUND_THE_LOOK = {"before the look": 5, "at the look": 8, "in the second warm-up": 12, "in the cool-down": 60}
+
+
+def look():
+    return ExpTestCallback()
 
 
 def tune():
@@ -84,15 +90,55 @@ def test_detect_continues_bit_for_bit(tmp_path, whole):
     assert_same_weights(weights(trainer.model), expected)
 
 
-def test_a_found_rate_is_not_searched_for_again(tmp_path):
-    first, second = ExpTestCallback(), ExpTestCallback()
+@pytest.mark.parametrize("moment", AROUND_THE_LOOK)
+def test_a_run_with_a_look_continues_bit_for_bit(tmp_path, whole, moment):
+    history, expected = whole(look, "plain")
+    assert [(entry["step"], entry["test"]) for entry in history[:2]] == [(0, "below_bound"), (8, "look")]
+    assert history[1]["decision"] == "raise"
+    callback, trainer = stop_and_resume(tmp_path, look, AROUND_THE_LOOK[moment])
+    assert callback.history == history
+    assert_same_weights(weights(trainer.model), expected)
+    (found,) = callback.report().searches
+    assert (found.step, found.learning_rate) == (8, history[1]["learning_rate"])
+    assert found.previous_rate == history[0]["learning_rate"]
+    if moment == "before the look":
+        # It is made as it would have been; its cost has that of the bound in it.
+        assert callback.search == found
+        assert found.num_steps > sum(len(trial.curve) for trial in found.trials)
+    else:
+        assert callback.search is None
+
+
+def test_a_found_rate_is_not_looked_for_again(tmp_path, monkeypatch):
+    first = look()
     make(tmp_path, [first, StopAt(20)], save_steps=20).train()
+    assert first.search is not None
+    for name in ("look", "first_update_bound"):
+        monkeypatch.setattr(f"hf_exptest.callback.{name}", lambda *args, **kwargs: pytest.fail("a search"))
+    second = look()
     trainer = make(tmp_path, [second], save_strategy="no")
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
-    assert first.search is not None
     assert second.search is None
-    assert second.history[0] == first.history[0]
-    assert second.history[0]["learning_rate"] == first.search.learning_rate
+    assert second.report().search == first.search
+    assert second.history[:2] == first.history[:2]
+    assert second.history[1]["learning_rate"] == first.search.learning_rate
+
+
+def test_a_start_without_a_look_is_not_looked_for_again(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ArithmeticError("not here")
+
+    monkeypatch.setattr("hf_exptest.callback.look", fail)
+    first = look()
+    make(tmp_path, [first, StopAt(20)], save_steps=20, learning_rate=3e-3).train()
+    assert [entry["test"] for entry in first.history] == ["below_bound", "training_arguments"]
+    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: pytest.fail("a look"))
+    second = look()
+    trainer = make(tmp_path, [second], save_strategy="no", learning_rate=3e-3)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert second.history == first.history
+    rows = [row for row in trainer.state.log_history if row.get("step", 0) > 20 and "loss" in row]
+    assert rows[0]["learning_rate"] == 3e-3
 
 
 def test_plain_trainer_resumes_ours(tmp_path):
@@ -131,7 +177,7 @@ def test_thirty_kills_lose_nothing():
     done = subprocess.run([sys.executable, str(script), "30"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["kills"] == {"any time": 10, "search": 10, "checkpoint": 10}
+    assert result["kills"] == {"any time": 10, "look": 10, "checkpoint": 10}
     # Some checkpoints were cut short, and passed over.
     assert result["partial_checkpoints"] > 0
     assert result["finished"] >= 1

@@ -10,7 +10,8 @@ from torch import nn
 from toys import FakeAccelerator
 
 from hf_exptest import ExpTestConfig, ExpTestScheduler
-from hf_exptest.scheduler import CHECK_INTERVAL
+from hf_exptest.controller import _MIN_RISE, _RISE_SHARE
+from hf_exptest.scheduler import BELOW_BOUND, CHECK_INTERVAL
 
 OPTIMIZERS = {
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1),
@@ -91,6 +92,192 @@ def test_warmup_hold_and_cooldown():
         feed(scheduler, [loss])
     assert rates == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.4, 0.4, 0.32, 0.24, 0.16, 0.08])
     assert scheduler.get_last_lr() == [0.0, 0.0]
+
+
+# Warm-up to step 20, one window from there to the cool-down at step 100.
+LOOKS = ExpTestConfig(warmup=0.1, cooldown=0.5, window=0.4)
+
+
+def below_bound(config=LOOKS, rate=0.02):
+    """A scheduler that starts far below the bound, for a run of 200 steps."""
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), config, num_training_steps=200)
+    scheduler.start(rate, detect=False, reason=BELOW_BOUND)
+    return scheduler
+
+
+def test_a_look_is_wanted_at_the_end_of_the_warm_up_and_once():
+    scheduler = below_bound()
+    wanted = [scheduler.wants_look]
+    for loss in np.linspace(3, 2, 20):
+        feed(scheduler, [torch.tensor(loss)])
+        wanted.append(scheduler.wants_look)
+    assert wanted == [False] * 20 + [True]
+    scheduler.move(0.06, "look", 0.01)
+    assert [(e["step"], e["test"], e["decision"]) for e in scheduler.history] == [
+        (0, BELOW_BOUND, "start"),
+        (20, "look", "raise"),
+    ]
+    feed(scheduler, np.linspace(2, 1, 180))
+    assert not scheduler.wants_look
+
+
+def test_without_a_warm_up_the_look_is_wanted_at_once():
+    assert below_bound(ExpTestConfig(warmup=0.0)).wants_look
+
+
+@pytest.mark.parametrize("reason", ["first_update_bound", "training_arguments", "given", None])
+def test_other_starts_want_no_look(reason):
+    scheduler = ExpTestScheduler(make_optimizer("adamw", make_model()), LOOKS, num_training_steps=200)
+    if reason is not None:
+        scheduler.start(0.02, detect=False, reason=reason)
+    for loss in np.linspace(3, 2, 200):
+        assert not scheduler.wants_look
+        feed(scheduler, [loss])
+
+
+def test_after_a_fallback_no_look_is_wanted():
+    scheduler = below_bound()
+    feed(scheduler, np.linspace(3, 2, 20))
+    scheduler.move(0.005, "training_arguments")
+    assert [(e["test"], e["decision"], e["step"], e["p_value"]) for e in scheduler.history[1:]] == [
+        ("training_arguments", "start", 20, None)
+    ]
+    assert not scheduler.wants_look
+    assert scheduler.get_last_lr() == pytest.approx([0.005, 0.05])
+
+
+def test_a_rate_lowered_in_the_warm_up_wants_its_look_all_the_same():
+    scheduler = below_bound()
+    feed(scheduler, [3.0] * 5 + [float("nan")] * 2 + [3.0] * 12)
+    scheduler.flush()
+    assert [e["decision"] for e in scheduler.history] == ["start", "decay"]
+    assert not scheduler.wants_look
+    feed(scheduler, [3.0])
+    assert scheduler.wants_look
+
+
+@pytest.mark.parametrize("can_look", [True, False])
+def test_a_loss_that_stands_still_wants_a_look_where_it_may(can_look):
+    scheduler = below_bound()
+    scheduler.allow_looks(can_look)
+    feed(scheduler, np.linspace(3, 1, 20))
+    scheduler.move(0.02, "look", 0.4)
+    losses = 1 + 0.01 * np.random.default_rng(0).standard_normal(80)
+    feed(scheduler, [torch.tensor(loss) for loss in losses[:-1]])
+    assert not scheduler.wants_look
+    feed(scheduler, [torch.tensor(losses[-1])])
+    assert scheduler.wants_look == can_look
+    last = scheduler.history[-1]
+    assert (last["step"], last["decision"]) == (100, "look" if can_look else "decay")
+    assert last["learning_rate"] == pytest.approx(0.02 if can_look else 0.02 / 3)
+    scheduler.move(scheduler.learning_rate, "look", 1.0)
+    assert not scheduler.wants_look
+
+
+def test_no_look_is_wanted_after_the_last_step():
+    scheduler = below_bound(ExpTestConfig(warmup=0.9, cooldown=0.0))
+    feed(scheduler, [2.0] * 199)
+    assert scheduler.wants_look
+    feed(scheduler, [2.0])
+    assert not scheduler.wants_look
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("rate", [0.5, 0.004])
+def test_a_move_sets_the_rates_of_all_groups(name, rate):
+    optimizer = make_optimizer(name, make_model())
+    scheduler = ExpTestScheduler(optimizer, LOOKS, num_training_steps=200)
+    scheduler.start(0.02, detect=False, reason=BELOW_BOUND)
+    feed(scheduler, [torch.tensor(2.0)] * 30)
+    scheduler.move(rate, "look", 0.01)
+    # Losses that were not yet handed over belong to the rate before.
+    assert scheduler.history[-1]["step"] == 30
+    length = max(_MIN_RISE, 20 * _RISE_SHARE)
+    first = rate if rate < 0.02 else 0.02 + (rate - 0.02) / length
+    assert scheduler.get_last_lr() == pytest.approx([first, 10 * first])
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([first, 10 * first])
+    feed(scheduler, [torch.tensor(2.0)] * 60)
+    assert scheduler.get_last_lr() == pytest.approx([rate, 10 * rate])
+
+
+def test_previous_rate_is_that_of_the_step_before_also_while_it_rises():
+    scheduler = below_bound()
+    used = []
+    for step, loss in enumerate(np.linspace(3, 1, 200)):
+        if step == 20:
+            scheduler.move(0.06, "look", 0.01)
+            assert scheduler.previous_rate == pytest.approx(0.02)
+        used.append(scheduler.get_last_lr()[0])
+        feed(scheduler, [loss])
+        assert scheduler.previous_rate == pytest.approx(used[-1])
+    assert used[:20] == pytest.approx([0.02 * (step + 1) / 20 for step in range(20)])
+    assert used[19] < used[20] < used[22] <= max(used) == pytest.approx(0.06)
+    assert used[100:] == pytest.approx([0.06 * (200 - step) / 100 for step in range(100, 200)])
+
+
+def test_a_move_begins_the_path_anew():
+    config = ExpTestConfig(warmup=0.1, cooldown=0.1, window=0.2, window_correction=True)
+    weight = torch.zeros(1, requires_grad=True)
+    scheduler = ExpTestScheduler(torch.optim.SGD([weight], lr=0.1), config, num_training_steps=200)
+    scheduler.start(0.02, detect=False, reason=BELOW_BOUND)
+
+    def go(step, length):
+        with torch.no_grad():
+            weight.add_(length)
+        feed(scheduler, [3 - 0.01 * step])
+
+    # To and fro, which would stretch the window; then straight on.
+    for step in range(40):
+        go(step, (-1) ** step)
+    scheduler.move(0.02, "look", 0.4)
+    for step in range(40, 80):
+        go(step, 1)
+    assert [(e["step"], e["window"], e["decision"]) for e in scheduler.history[1:]] == [
+        (40, 0, "keep"),
+        (80, 40, "continue"),
+    ]
+
+
+@pytest.mark.parametrize("cut", [19, 20, 25, 90])
+def test_state_keeps_looks_bound_and_a_rise(cut):
+    def train(scheduler, start, end):
+        for step in range(start, end):
+            if scheduler.wants_look:
+                scheduler.searches.append({"step": step, "trials": [{"curve": [0.5, 0.25]}]})
+                scheduler.move(0.06, "look", 0.01)
+            feed(scheduler, [3 - 0.01 * step])
+
+    whole, first, second = (below_bound() for _ in range(3))
+    for scheduler in (whole, first):
+        scheduler.bound = {"upper_bound": 0.6, "num_steps": 4, "seconds": 0.5}
+    train(whole, 0, 200)
+    train(first, 0, cut)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.wants_look == (cut == 20)
+    assert second.bound == {"upper_bound": 0.6, "num_steps": 4, "seconds": 0.5}
+    assert second.searches == first.searches
+    assert second.get_last_lr() == first.get_last_lr()
+    train(second, cut, 200)
+    assert second.searches == [{"step": 20, "trials": [{"curve": [0.5, 0.25]}]}]
+    assert second.history == whole.history
+    assert second.get_last_lr() == whole.get_last_lr()
+
+
+def test_a_state_from_before_there_were_looks_still_loads():
+    source = below_bound()
+    feed(source, [2.0] * 30)
+    state = source.state_dict()
+    old = {key: value for key, value in state.items() if key not in ("searches", "bound")} | {"search": None}
+    old["controller"] = {k: v for k, v in state["controller"].items() if k not in ("first_losses", "rise")}
+    scheduler = below_bound()
+    scheduler.searches, scheduler.bound = [{"step": 7}], {"upper_bound": 7.0}
+    scheduler.load_state_dict(old)
+    assert (scheduler.searches, scheduler.bound) == ([], None)
+    assert scheduler.get_last_lr() == source.get_last_lr()
+    assert scheduler.last_epoch == 30
 
 
 @pytest.mark.parametrize("cut", [1, 20, 40, 90])

@@ -1,19 +1,225 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+"""Looks at other rates: the pure search over made-up trials, what a look costs, and a run that has looks."""
+
 import copy
+import dataclasses
 import random
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from toys import ToyClassifier, assert_same_weights, language_data, language_model, make_trainer, weights
+from reports import INCONCLUSIVE_SEARCH, SEARCH
+from toys import (
+    StopAt,
+    ToyClassifier,
+    assert_same,
+    assert_same_weights,
+    classification_data,
+    decisions,
+    language_data,
+    language_model,
+    logged,
+    make_args,
+    make_trainer,
+    outcome,
+    weights,
+)
+from transformers import Trainer
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
+import hf_exptest.callback
+from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_learning_rate
 from hf_exptest.bounds import ray_bound
-from hf_exptest.search import _extrapolate, vertex
+from hf_exptest.search import (
+    _HOPELESS,
+    _HORIZON,
+    MAX_STEPS,
+    MIN_STEPS,
+    SPACING,
+    START_SHARE,
+    _horizon_factor,
+    _is_hopeless,
+    paired_p_value,
+    search,
+    search_steps,
+    trial_steps,
+    vertex,
+)
 from hf_exptest.snapshot import Snapshot
-from hf_exptest.stage import Stage, Trial
+from hf_exptest.stage import NUM_EVAL_BATCHES, Stage, open_stage
+from hf_exptest.trial import Trial
+
+# A slope test that finds the loss standing still asks for a second look.
+SEVERAL_LOOKS = {"search_budget": 1.0, "warmup": 0.05, "cooldown": 0.3, "window": 0.2}
+
+
+@pytest.fixture
+def replay(monkeypatch):
+    """Keeps what looks and bounds return; once called, these are returned again, and no trial is made."""
+    found = {"look": [], "first_update_bound": []}
+
+    def keep(name):
+        function = getattr(hf_exptest.callback, name)
+
+        def call(*args, **kwargs):
+            found[name].append(function(*args, **kwargs))
+            return found[name][-1]
+
+        monkeypatch.setattr(hf_exptest.callback, name, call)
+
+    def start():
+        def fail(*args):
+            raise AssertionError("There is nothing to try.")
+
+        monkeypatch.setattr(Stage, "__init__", fail)
+        for name, results in found.items():
+            queue = iter(results)
+            monkeypatch.setattr(hf_exptest.callback, name, lambda *args, queue=queue, **kwargs: next(queue))
+        return {name: len(results) for name, results in found.items()}
+
+    for name in found:
+        keep(name)
+    return start
+
+
+CASES = {
+    "batch norm and dropout": ({"model": ToyClassifier}, {}),
+    "accumulation": (
+        {"model": ToyClassifier, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {},
+    ),
+    "language model": ({"model": language_model, "data": language_data()}, {}),
+    "sgd with momentum": ({"model": ToyClassifier, "optim": "sgd", "optim_args": "momentum=0.9"}, {}),
+    "several looks": ({"model": ToyClassifier, "max_steps": 300}, SEVERAL_LOOKS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_with_looks_equals_one_that_is_told_what_they_find(tmp_path, monkeypatch, replay, case):
+    settings, overrides = CASES[case]
+    settings = dict(settings)
+    make_model = settings.pop("model")
+    if case == "several looks":
+        # Whatever the losses of a toy, they stand still.
+        monkeypatch.setattr(
+            ExpTestController, "_tune", lambda self, losses: (0.5, "look" if self.can_look else "undecided")
+        )
+    runs = []
+    for is_told in (False, True):
+        if is_told:
+            assert replay() == {"look": 2 if case == "several looks" else 1, "first_update_bound": 1}
+        callback = ExpTestCallback(**overrides)
+        trainer = make_trainer(tmp_path, [callback], model=make_model(), **settings)
+        trainer.train()
+        searches = list(map(as_found, callback.report().searches))
+        runs.append([outcome(trainer), logged(trainer, "learning_rate"), callback.history, searches])
+    assert_same(*runs)
+    _, rates, history, searches = runs[0]
+    assert len(rates) == settings.get("max_steps", 40)
+    assert [entry["test"] for entry in history][:2] == ["below_bound", "look"]
+    assert history[1]["decision"] == "raise"
+    assert history[1]["learning_rate"] == searches[0]["learning_rate"]
+    if case == "several looks":
+        asked, answered = history[2:4]
+        assert (asked["test"], asked["decision"]) == ("slope", "look")
+        assert (answered["test"], answered["step"]) == ("look", asked["step"])
+        assert answered["decision"] in ("raise", "lower", "keep")
+        assert answered["learning_rate"] == searches[1]["learning_rate"]
+        assert searches[1]["previous_rate"] == searches[0]["learning_rate"]
+
+
+@pytest.mark.parametrize(("factor", "decision"), [(10, "raise"), (1, "keep"), (0.1, "lower")])
+def test_a_raised_rate_is_reached_by_a_second_warm_up(tmp_path, monkeypatch, factor, decision):
+    def found(trainer, config, learning_rate, budget, *, is_start):
+        assert is_start
+        return dataclasses.replace(SEARCH, previous_rate=learning_rate, learning_rate=factor * learning_rate)
+
+    monkeypatch.setattr("hf_exptest.callback.look", found)
+    callback = ExpTestCallback(warmup=0.1, cooldown=0.2)
+    trainer = make_trainer(tmp_path, [callback], max_steps=100)
+    trainer.train()
+    assert decisions(callback)[:2] == [(0, "below_bound", "start"), (10, "look", decision)]
+    low = callback.history[0]["learning_rate"]
+    high = callback.history[1]["learning_rate"]
+    assert high == factor * low
+    rates = logged(trainer, "learning_rate")
+    assert rates[:10] == pytest.approx([low * step / 10 for step in range(1, 11)])
+    if factor > 1:
+        assert rates[10:20] == pytest.approx([low + (high - low) * step / 10 for step in range(1, 11)])
+        assert rates[20:80] == pytest.approx([high] * 60)
+    else:
+        assert rates[10:80] == pytest.approx([high] * 70)
+
+
+@pytest.mark.parametrize("num_steps", [300, 1000, 2000])
+def test_all_looks_stay_within_the_budget(tmp_path, monkeypatch, num_steps):
+    made = []
+    step = Stage._step
+    monkeypatch.setattr(Stage, "_step", lambda self, batch: made.append(1) or step(self, batch))
+    # A test that asks for a look whenever there may be one.
+    monkeypatch.setattr(
+        ExpTestController, "_tune", lambda self, losses: (0.5, "look" if self.can_look else "undecided")
+    )
+    callback = ExpTestCallback(warmup=0.02, window=0.04)
+    # No look is made in the cool-down.
+    make_trainer(tmp_path, [callback, StopAt(round(0.3 * num_steps))], max_steps=num_steps).train()
+    searches = callback.report().searches
+    assert len(searches) >= 1
+    assert len(made) == sum(found.num_steps for found in searches)
+    assert 3 * MIN_STEPS <= len(made) <= search_steps(callback.config, num_steps)
+
+
+def test_the_budget_is_a_share_of_the_steps_and_more_of_few():
+    config = ExpTestConfig(search_budget=0.15)
+    assert [search_steps(config, n) for n in (10, 100, 300, 800, 1000, 10_000)] == [4, 40, 120, 120, 150, 1500]
+    assert search_steps(ExpTestConfig(search_budget=0.5), 300) == 150
+    assert [trial_steps(n) for n in (0, 4 * MIN_STEPS, 4 * MIN_STEPS + 4, 10**6)] == [
+        MIN_STEPS,
+        MIN_STEPS,
+        MIN_STEPS + 1,
+        MAX_STEPS,
+    ]
+
+
+class Batches(Trainer):
+    """Notes the first number of each row that is trained on."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.seen.append(inputs["x"][:, 0].tolist())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def test_a_look_reads_other_batches_than_those_that_come_next(tmp_path, monkeypatch):
+    read = []
+    init = Stage.__init__
+
+    def spy(self, *args):
+        init(self, *args)
+        read.append([micro[0]["x"][:, 0].tolist() for micro, _ in (*self._eval_batches, *self._train_batches)])
+
+    monkeypatch.setattr(Stage, "__init__", spy)
+    callback, seen = ExpTestCallback(), []
+    trainer = Batches(
+        model=ToyClassifier(), args=make_args(tmp_path), train_dataset=classification_data(), callbacks=[callback]
+    )
+    trainer.seen = seen
+    trainer.train()
+    assert len({row["x"][0].item() for row in trainer.train_dataset}) == 512
+    # Steps of trials are made by the same method, and put back.
+    trained = trainer.state.global_step
+    assert len(seen) == trained == 40
+    bound, look = read
+    assert (len(bound), len(look)) == (4, MIN_STEPS + NUM_EVAL_BATCHES)
+    for batches, next_ones in ((bound, seen[:4]), (look, seen[4:])):
+        rows, next_rows = ({x for batch in some for x in batch} for some in (batches, next_ones))
+        # Two samples of 512 rows have in common what chance gives them.
+        assert len(rows & next_rows) < 0.75 * min(len(rows), len(next_rows))
+        assert not {tuple(sorted(batch)) for batch in batches} & {tuple(sorted(batch)) for batch in next_ones}
+    # Held-out batches are not trained on by the trials.
+    held_out, rest = look[:6], look[6:]
+    assert not {x for batch in held_out for x in batch} & {x for batch in rest for x in batch}
 
 
 def plain_state(trainer):
@@ -26,46 +232,17 @@ def plain_state(trainer):
     )
 
 
-CASES = {
-    "batch norm and dropout": {"model": ToyClassifier},
-    "accumulation": {"model": ToyClassifier, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-    "language model": {"model": language_model, "data": language_data()},
-    "sgd": {"model": ToyClassifier, "optim": "sgd"},
-    "adafactor": {"model": ToyClassifier, "optim": "adafactor"},
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_training_after_the_search_equals_training_with_the_rate_given(tmp_path, case):
-    settings = dict(CASES[case])
-    make_model = settings.pop("model")
-    searched = ExpTestCallback()
-    first = make_trainer(tmp_path, [searched], model=make_model(), **settings)
-    first.train()
-    rate = searched.search.learning_rate
-    given = ExpTestCallback(learning_rate=rate)
-    second = make_trainer(tmp_path, [given], model=make_model(), **settings)
-    second.train()
-    assert_same_weights(weights(first.model), weights(second.model))
-    rows = [
-        [(r["step"], r["loss"], r["learning_rate"]) for r in trainer.state.log_history if "loss" in r]
-        for trainer in (first, second)
-    ]
-    assert len(rows[0]) == 40
-    assert rows[0] == rows[1]
-    assert searched.history[1:] == given.history
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("at", ["the bound", "the look"])
+def test_an_interrupted_search_restores(tmp_path, monkeypatch, error, at):
     trainer = make_trainer(tmp_path, [])
     before = weights(trainer.model), plain_state(trainer)
     steps = []
     step = Stage._step
 
     def interrupted(self, batch):
-        steps.append(batch)
-        if len(steps) == 40:
+        steps.append(trainer.state.global_step)
+        if len(steps) == (10 if at == "the bound" else 40):
             raise error
         return step(self, batch)
 
@@ -75,62 +252,94 @@ def test_an_interrupted_search_restores(tmp_path, monkeypatch, error):
 
     def spy(self, *args):
         exit_(self, *args)
-        seen.append((weights(trainer.model), dict(trainer.optimizer.state), plain_state(trainer)[0]))
+        seen.append((weights(trainer.model), len(trainer.optimizer.state), plain_state(trainer)[0]))
 
     monkeypatch.setattr(Snapshot, "__exit__", spy)
     with pytest.raises(error):
         find_learning_rate(trainer)
-    assert len(steps) == 40
-    ((after, optimizer_state, python_state),) = seen
+    assert steps[-1] == (0 if at == "the bound" else 4)
+    # The inner ones go back to where the look began, the last to where all began.
+    assert len(seen) == (2 if at == "the bound" else 3)
+    after, num_moments, python_state = seen[-1]
     assert_same_weights(after, before[0])
-    assert optimizer_state == {}
+    assert num_moments == 0
     assert python_state == before[1][0]
     assert str(plain_state(trainer)) == str(before[1])
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
-def test_find_learning_rate_leaves_the_trainer_as_it_was(tmp_path):
+def as_found(found):
+    """A search without the time that it took."""
+    return {**vars(found), "trials": [vars(trial) for trial in found.trials], "seconds": None}
+
+
+def test_find_learning_rate_finds_what_a_run_finds_and_leaves_the_trainer_as_it_was(tmp_path):
+    callback = ExpTestCallback()
+    make_trainer(tmp_path, [callback]).train()
     expected = make_trainer(tmp_path, [])
     expected.train()
     trainer = make_trainer(tmp_path, [])
-    callbacks = trainer.callback_handler.callbacks
-    before = weights(trainer.model)
-    search = find_learning_rate(trainer)
-    assert_same_weights(weights(trainer.model), before)
-    assert trainer.callback_handler.callbacks is callbacks
-    assert trainer.optimizer is None
+    callbacks = list(trainer.callback_handler.callbacks)
+    owned = trainer.callback_handler.callbacks
+    before, state, attributes = weights(trainer.model), plain_state(trainer), dict(vars(trainer))
+    for _ in range(2):
+        assert_same(as_found(find_learning_rate(trainer)), as_found(callback.search))
+        assert_same_weights(weights(trainer.model), before)
+        assert plain_state(trainer) == state
+        assert trainer.callback_handler.callbacks is owned
+        assert owned == callbacks
+        assert trainer.accelerator._dataloaders == []
+        assert trainer.optimizer is trainer.lr_scheduler is trainer.callback_handler.optimizer is None
+        assert vars(trainer).keys() == attributes.keys()
     trainer.train()
     assert type(trainer.lr_scheduler).__name__ == "LambdaLR"
-    assert_same_weights(weights(trainer.model), weights(expected.model))
-    assert 1e-4 < search.learning_rate < 1.0
+    assert_same(outcome(trainer), outcome(expected))
+
+
+def test_find_learning_rate_takes_no_rate_from_its_settings(tmp_path):
+    found = [
+        find_learning_rate(make_trainer(tmp_path, []), ExpTestConfig(learning_rate=rate, search=rate is None))
+        for rate in (None, 3.0)
+    ]
+    assert_same(*map(as_found, found))
 
 
 def test_search_reports_its_trials_and_costs(tmp_path):
-    trainer = make_trainer(tmp_path, [], max_steps=200)
-    search = find_learning_rate(trainer)
-    lengths = {trial.num_steps for trial in search.trials}
-    assert len(lengths) == 2
-    assert max(lengths) == 4 * min(lengths) == 56
-    # The bound takes a step a rate of its ladder.
-    assert 8 <= search.num_steps - sum(len(trial.curve) for trial in search.trials) <= 20
-    assert search.seconds > 0
-    tried = [trial.learning_rate for trial in search.trials]
-    assert min(tried) / 3 <= search.learning_rate <= 3 * max(tried)
-    assert search.upper_bound in tried
-    best = min(search.trials, key=lambda trial: trial.end_loss)
-    assert best.end_loss < np.mean(search.untouched_losses)
-    for trial in search.trials:
-        assert len(trial.times) == len(trial.curve)
-        assert 0.0 <= trial.p_value <= 1.0
-    axes = search.plot()
-    assert len(axes.get_lines()) == 4
-    assert axes.get_lines()[-1].get_xdata()[0] == search.learning_rate
+    found = find_learning_rate(make_trainer(tmp_path, [], max_steps=200))
+    assert (found.step, found.num_training_steps) == (20, 200)
+    assert len(found.trials) >= 3
+    # The bound takes a step a rate of its ladder, and three more.
+    num_bound = found.num_steps - sum(len(trial.curve) for trial in found.trials)
+    assert 8 <= num_bound <= 25
+    assert {trial.num_steps for trial in found.trials} == {trial_steps(80 - num_bound)}
+    assert found.seconds > 0
+    assert found.previous_rate == float(f"{START_SHARE * found.upper_bound:.2g}")
+    tried = [trial.learning_rate for trial in found.trials]
+    assert tried == sorted(tried)
+    assert np.log(np.array(tried) / found.previous_rate) / np.log(SPACING) == pytest.approx(
+        np.arange(len(tried)) + round(np.log(tried[0] / found.previous_rate) / np.log(SPACING))
+    )
+    best = min(found.trials, key=lambda trial: trial.end_loss)
+    assert best.end_loss < np.mean(found.untouched_losses)
+    assert found.is_conclusive
+    assert found.p_value == pytest.approx(
+        scipy.stats.ttest_rel(best.end_losses, found.untouched_losses, alternative="less").pvalue
+    )
+    assert len(found.untouched_losses) == len(best.end_losses) == min(NUM_EVAL_BATCHES, (15 + 12) // 4)
+    assert search_line(found) == found.learning_rate
 
 
-def test_search_budget_lengthens_the_trials(tmp_path):
-    search = find_learning_rate(make_trainer(tmp_path, [], max_steps=4000), ExpTestConfig(search_budget=0.15))
-    assert {trial.num_steps for trial in search.trials} == {28 + 1, 4 * 29}
-    assert search.num_steps <= 0.2 * 4000
+def search_line(found):
+    """The rate at the line of the figure that marks it."""
+    return found.plot().get_lines()[-1].get_xdata()[0]
+
+
+@pytest.mark.parametrize("num_steps", [400, 800])
+def test_search_budget_lengthens_the_trials(tmp_path, num_steps):
+    found = find_learning_rate(make_trainer(tmp_path, [], max_steps=num_steps), ExpTestConfig(search_budget=0.5))
+    num_bound = found.num_steps - sum(len(trial.curve) for trial in found.trials)
+    assert {trial.num_steps for trial in found.trials} == {(num_steps // 2 - num_bound) // 4}
+    assert found.num_steps <= num_steps // 2
 
 
 def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
@@ -146,31 +355,82 @@ def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
 
     callback = ExpTestCallback()
     trainer = make_trainer(tmp_path, [callback], model=language_model(), data=OneShot(), learning_rate=2e-4)
-    trainer.train()
-    assert callback.history[0]["test"] == "training_arguments"
+    with caplog.at_level("WARNING", logger="hf_exptest"):
+        trainer.train()
+    assert decisions(callback)[0] == (0, "training_arguments", "start")
+    assert "look" not in [entry["test"] for entry in callback.history]
     assert callback.history[0]["learning_rate"] == 2e-4
     assert trainer.state.global_step == 40
+    assert "ExpTest found no learning rate: train_dataset=OneShot can be read only once" in caplog.text
     with pytest.raises(ValueError, match="train_dataset=OneShot can be read only once"):
         find_learning_rate(make_trainer(tmp_path, [], model=language_model(), data=OneShot()))
 
 
-def test_inconclusive_search_falls_back_by_name(tmp_path, monkeypatch):
-    trial = Trial(1e-3, 24, [0.0] * 24, [0.0] * 24, [1.01, 0.99, 1.02], 1.0)
-    search = LearningRateSearch(1e-3, 1e-2, [1.0, 1.0, 1.0], [trial], 40, 24, 0.1)
-    assert not search.is_conclusive
-    monkeypatch.setattr("hf_exptest.callback.search_learning_rate", lambda trainer, config: search)
+def test_an_inconclusive_look_keeps_a_rate_whose_warm_up_has_lowered_the_loss(tmp_path, monkeypatch, caplog):
+    def found(trainer, config, learning_rate, *args, **kwargs):
+        return dataclasses.replace(INCONCLUSIVE_SEARCH, learning_rate=learning_rate, p_value=0.4)
+
+    monkeypatch.setattr("hf_exptest.callback.look", found)
+    monkeypatch.setattr(ExpTestController, "has_learnt", True)
     callback = ExpTestCallback()
-    make_trainer(tmp_path, [callback], learning_rate=2e-4).train()
-    start = callback.history[0]
-    assert (start["test"], start["phase"], start["learning_rate"]) == ("training_arguments", "tune", 2e-4)
+    trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
+    with caplog.at_level("WARNING", logger="hf_exptest"):
+        trainer.train()
+    assert decisions(callback) == [(0, "below_bound", "start"), (4, "look", "keep")]
+    start = callback.history[0]["learning_rate"]
+    assert logged(trainer, "learning_rate")[3:12] == [start] * 9
+    assert "found no learning rate" not in caplog.text
 
 
-def test_run_shorter_than_its_trials(tmp_path):
+def test_inconclusive_look_falls_back_by_name(tmp_path, monkeypatch, caplog):
+    assert not INCONCLUSIVE_SEARCH.is_conclusive
+    monkeypatch.setattr(ExpTestController, "has_learnt", False)
+    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: INCONCLUSIVE_SEARCH)
     callback = ExpTestCallback()
-    make_trainer(tmp_path, [callback], max_steps=8).train()
+    trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
+    with caplog.at_level("WARNING", logger="hf_exptest"):
+        trainer.train()
+    assert decisions(callback) == [(0, "below_bound", "start"), (4, "training_arguments", "start")]
+    start = callback.history[1]
+    assert (start["phase"], start["learning_rate"], start["p_value"]) == ("tune", 2e-4, None)
+    assert logged(trainer, "learning_rate")[4:12] == [2e-4] * 8
+    assert "training goes on with TrainingArguments.learning_rate=0.0002, unchanged" in caplog.text
+    assert callback.report().starting_rate == 2e-4
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 8])
+def test_run_shorter_than_its_trials(tmp_path, num_steps):
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], max_steps=num_steps)
+    trainer.train()
+    assert trainer.state.global_step == num_steps
+    if num_steps == 1:
+        # After the only step there is nothing to look for.
+        assert decisions(callback) == [(0, "below_bound", "start")]
+        return
     assert callback.search.is_conclusive
-    assert {trial.num_steps for trial in callback.search.trials} == {14, 56}
+    assert decisions(callback) == [(0, "below_bound", "start"), (1, "look", "raise")]
+    assert {trial.num_steps for trial in callback.search.trials} == {MIN_STEPS}
     assert 1e-3 < callback.search.learning_rate < 1.0
+
+
+def test_no_warm_up_looks_before_the_first_step(tmp_path):
+    callback = ExpTestCallback(warmup=0.0)
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train()
+    assert decisions(callback)[:2] == [(0, "below_bound", "start"), (0, "look", "raise")]
+    assert callback.search.step == 0
+
+
+def test_a_given_rate_is_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: pytest.fail("a look"))
+    monkeypatch.setattr("hf_exptest.callback.first_update_bound", lambda *args: pytest.fail("a bound"))
+    # Every window fails.
+    monkeypatch.setattr(ExpTestController, "_tune", lambda self, losses: (0.5, "look" if self.can_look else "decay"))
+    callback = ExpTestCallback(learning_rate=0.02, warmup=0.0, cooldown=0.2)
+    make_trainer(tmp_path, [callback], max_steps=50).train()
+    assert callback.search is None
+    assert {decision for _, _, decision in decisions(callback)} == {"decay"}
 
 
 def test_empty_data_is_named(tmp_path):
@@ -208,30 +468,304 @@ def test_vertex_of_a_parabola_in_log_rate():
     assert vertex(rates, [1.0, 1.0, 1.0, 1.0]) in [pytest.approx(r) for r in rates]
 
 
-def trials_with_vertex(num_steps, best, gain):
-    """Trials with the lowest loss at `best`, `gain` below the untouched loss of 2; half of it on both sides."""
-    rates, losses = [best / 10, best, 10 * best], [2 - gain / 2, 2 - gain, 2 - gain / 2]
-    return [Trial(rate, num_steps, [], [], [loss, loss], 0.0) for rate, loss in zip(rates, losses, strict=True)]
+class Table:
+    """
+    Trials whose ends are a function of the rate, with a spread over the held-out batches that all trials share, and
+    one of their own.
+    """
+
+    def __init__(self, end, untouched=2.0, noise=1e-4, curve=None, num_batches=12):
+        self._shared = 0.1 * np.linspace(-1, 1, num_batches)
+        self._random = np.random.default_rng(0)
+        self._noise = noise
+        self.untouched = list(untouched + self._shared)
+        self.end = end
+        self.curve = curve or (lambda rate, step: 1.0)
+        self.num_steps = 0
+        self.tried = []
+
+    def trial(self, learning_rate, num_steps, is_hopeless):
+        self.tried.append(learning_rate)
+        curve = []
+        for step in range(num_steps):
+            # The same batches in each trial.
+            curve.append(self.curve(learning_rate, step) + 0.01 * np.sin(step))
+            self.num_steps += 1
+            if step + 1 < num_steps and is_hopeless(curve):
+                return Trial(learning_rate, num_steps, curve, [np.inf] * len(self._shared), "behind")
+        end = self.end(learning_rate)
+        if not np.isfinite(end):
+            return Trial(learning_rate, num_steps, curve[:4], [np.inf] * len(self._shared), "diverged")
+        own = self._noise * self._random.normal(size=len(self._shared))
+        return Trial(learning_rate, num_steps, curve, list(end + self._shared + own))
 
 
-@pytest.mark.parametrize(
-    ("short_best", "short_gain", "length", "factor"),
-    [
-        # Vertices a factor of two apart at lengths a factor of four apart: a power of -1/2.
-        (2e-3, 0.5, 56, 1.0),
-        (2e-3, 0.5, 4 * 56, 1 / 2),
-        (2e-3, 0.5, 100 * 56, 1 / 3),
-        # The rate does not move up.
-        (0.5e-3, 0.5, 4 * 56, 1.0),
-        # A power of -5/4 is not believed beyond -1.
-        (2**2.5 * 1e-3, 0.5, 2 * 56, 1 / 2),
-        # Short trials that gain nothing have no opinion, and those that gain half have half of one.
-        (1e-3, 0.0, 4 * 56, 1 / 2),
-        (1e-3, 0.25, 4 * 56, 4**-0.25),
-        # A run that is shorter than its trials is taken for as long as they are.
-        (2e-3, 0.5, 20, 1.0),
-    ],
-)
-def test_the_drift_of_the_best_rate_is_followed_within_limits(short_best, short_gain, length, factor):
-    short, longer = trials_with_vertex(14, short_best, short_gain), trials_with_vertex(56, 1e-3, 0.5)
-    assert _extrapolate(short, longer, [2.0, 2.0], length) == pytest.approx(factor * 1e-3)
+def parabola(best, least=1.0, curvature=0.1):
+    return lambda rate: least + curvature * np.log(rate / best) ** 2
+
+
+def look(stage, rate=1e-3, budget=400, is_start=False, config=None, longer=1):
+    """A search for a run that goes on as many times longer than a trial, where its rate is the trials' own."""
+    return search(
+        stage,
+        rate,
+        config or ExpTestConfig(),
+        step=100,
+        num_training_steps=100 + longer * trial_steps(budget),
+        budget=budget,
+        is_start=is_start,
+    )
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+@pytest.mark.parametrize("best", [3e-4, 1e-3, 1.7e-3, 4e-3, 9e-3, 2e-2])
+def test_the_vertex_of_a_parabola_is_found(best, is_start):
+    found = look(Table(parabola(best)), is_start=is_start, budget=2000)
+    assert found.is_conclusive
+    if not is_start and abs(np.log(best / 1e-3)) < np.log(SPACING) / 2:
+        # The present rate is the best one that was tried.
+        assert (found.learning_rate, found.p_value) == (1e-3, 1.0)
+        return
+    assert found.learning_rate == pytest.approx(best, rel=0.06)
+    assert found.p_value < 1e-6
+    assert [trial.learning_rate for trial in found.trials] == sorted(trial.learning_rate for trial in found.trials)
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_walk_ends_at_the_best_rate_and_its_neighbours(is_start, seed):
+    # The slow way: all rates of the ladder, and the best of them, the lowest of equals.
+    draw = np.random.default_rng(seed)
+    left, right, best = draw.uniform(0.05, 0.3), draw.uniform(0.05, 0.3), np.exp(draw.uniform(-9, -4))
+
+    def end(rate):
+        distance = np.log(rate / best)
+        return 1.0 + (left * -distance if distance < 0 else right * distance)
+
+    ladder = [1e-3 * SPACING**power for power in range(-12, 13)]
+    ends = [end(rate) for rate in ladder]
+    place = ends.index(min(ends))
+    stage = Table(end, untouched=4.0)
+    found = look(stage, budget=10**5, is_start=is_start)
+    tried = [trial.learning_rate for trial in found.trials]
+    for neighbour in ladder[place - 1 : place + 2]:
+        assert min(abs(np.log(rate / neighbour)) for rate in tried) < 1e-9
+    assert ladder[place - 1] < found.learning_rate < ladder[place + 1]
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.2])
+def test_a_later_look_moves_on_evidence_only(noise):
+    # A third of the rate ends lower by 0.05.
+    stage = Table(lambda rate: 1.0 - 0.05 * (rate < 5e-4) + 0.2 * (rate < 2e-4), noise=noise)
+    found = look(stage)
+    best = min(found.trials, key=lambda trial: trial.end_loss)
+    present = next(trial for trial in found.trials if trial.learning_rate == 1e-3)
+    expected = 1.0
+    if best is not present:
+        expected = scipy.stats.ttest_rel(best.end_losses, present.end_losses, alternative="less").pvalue
+    assert found.p_value == pytest.approx(expected)
+    if noise == 0.02:
+        assert found.p_value < 0.05
+        assert found.learning_rate < 1e-3
+    else:
+        assert found.p_value >= 0.05
+        assert found.learning_rate == 1e-3
+    # It is the settings' level that counts.
+    strict = look(Table(stage.end, noise=noise), config=ExpTestConfig(alpha=1e-12))
+    assert strict.learning_rate == 1e-3
+    assert found.is_conclusive
+    assert strict.is_conclusive
+
+
+def test_a_start_claims_nothing_for_itself():
+    # No trial differs clearly from another, but all do from the untouched model.
+    def end(rate):
+        return 1.0 + 0.002 * np.log(rate / 9e-3) ** 2
+
+    start = look(Table(end, noise=0.05), is_start=True)
+    assert start.p_value < 0.05
+    assert start.learning_rate != 1e-3
+    later = look(Table(end, noise=0.05), is_start=False)
+    assert later.p_value > 0.05
+    assert later.learning_rate == 1e-3
+    assert later.is_conclusive
+
+
+def test_of_rates_that_end_equally_it_goes_to_the_lower_ones():
+    def end(rate):
+        # A flat ground from 9e-3 to 8e-2, between two slopes.
+        below, above = np.log(8.9e-3 / rate), np.log(rate / 8.2e-2)
+        return 1.0 + 0.3 * max(0.0, below) + 0.3 * max(0.0, above)
+
+    flat = look(Table(end, noise=0.05), is_start=True, budget=2000)
+    ground = [trial.learning_rate for trial in flat.trials if end(trial.learning_rate) == 1.0]
+    assert len(ground) >= 2
+    assert min(ground) * 0.99 <= flat.learning_rate <= np.sqrt(min(ground) * max(ground)) * 1.06
+    # Where the higher one is clearly better, it is not held back.
+    sloping = look(Table(lambda rate: end(rate) - 0.02 * np.log(rate), noise=0.001), is_start=True, budget=2000)
+    assert sloping.learning_rate > flat.learning_rate
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_look_stays_within_its_budget(seed):
+    draw = np.random.default_rng(seed)
+    budget = int(draw.integers(3 * MIN_STEPS, 3000))
+    stage = Table(
+        parabola(np.exp(draw.uniform(-14, 0)), curvature=draw.uniform(0, 0.1)), noise=draw.choice([0.0, 0.3])
+    )
+    found = look(stage, budget=budget, is_start=bool(draw.integers(2)))
+    assert found.num_steps == stage.num_steps <= budget
+    assert len(found.trials) >= 3
+    assert {trial.num_steps for trial in found.trials} == {trial_steps(budget)}
+    # Each rate once.
+    assert len(set(stage.tried)) == len(stage.tried) == len(found.trials)
+
+
+def test_few_steps_are_for_three_trials_at_least():
+    stage = Table(parabola(1e-2))
+    assert len(look(stage, budget=1).trials) == 3
+    assert stage.num_steps == 3 * MIN_STEPS
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_neighbour_of_the_best_is_never_given_up(seed, is_start):
+    # It bends the parabola. The curves are such that all below another are hopeless beside it.
+    draw = np.random.default_rng(seed)
+    best = np.exp(draw.uniform(-9, -4))
+    stage = Table(
+        parabola(best, curvature=0.2), untouched=4.0, curve=lambda rate, step: 2.0 - 0.1 * step * np.log(rate / 1e-9)
+    )
+    found = look(stage, budget=10**5, is_start=is_start)
+    outcomes = [trial.outcome for trial in found.trials]
+    place = int(np.argmin([trial.end_loss for trial in found.trials]))
+    assert outcomes[place - 1 : place + 2] == ["ended"] * 3
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+def test_what_was_given_up_bends_no_parabola(is_start):
+    class GivingUp(Table):
+        """Gives up what a walk may give up: two spacings below the best."""
+
+        def trial(self, learning_rate, num_steps, is_hopeless):
+            trial = super().trial(learning_rate, num_steps, is_hopeless)
+            is_low = learning_rate < 2e-3
+            ends = [np.inf] * 12 if is_low else trial.end_losses
+            return dataclasses.replace(trial, end_losses=ends, outcome="behind" if is_low else "ended")
+
+    found = look(GivingUp(parabola(9e-3)), budget=2000, rate=1e-3 if is_start else 9e-3, is_start=is_start)
+    ended = [trial for trial in found.trials if trial.outcome == "ended"]
+    assert found.learning_rate == pytest.approx(
+        vertex([trial.learning_rate for trial in ended], [trial.end_loss for trial in ended]), rel=0.06
+    )
+
+
+def test_a_trial_of_a_trainer_ends_where_it_is_hopeless_or_diverges(tmp_path):
+    trainer = make_trainer(tmp_path, [], model=language_model(), data=language_data(), max_grad_norm=0.0)
+    trainer.create_optimizer()
+    trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    with open_stage(trainer, num_batches=12) as stage:
+        ended = stage.trial(1e-3, 10)
+        behind = stage.trial(1e-3, 10, lambda curve: len(curve) == 7)
+        late = stage.trial(1e-3, 10, lambda curve: len(curve) == 10)
+        diverged = stage.trial(1e30, 10)
+    assert [trial.outcome for trial in (ended, behind, late, diverged)] == ["ended", "behind", "ended", "diverged"]
+    assert late == ended
+    assert behind.curve == ended.curve[:7]
+    assert np.isinf(behind.end_losses).all()
+    assert np.isinf(diverged.end_losses).all()
+    assert stage.num_steps == 10 + 7 + 10 + len(diverged.curve)
+    assert len(diverged.curve) < 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hopeless_is_what_a_paired_test_of_the_last_losses_says(seed):
+    draw = np.random.default_rng(seed)
+    rival, own = draw.normal(size=30), draw.normal(size=30)
+    for n in range(1, 31):
+        shift = draw.choice([0.0, 1.0, 3.0])
+        curve = list(rival[:n] + shift + own[:n])
+        expected = n >= 8 and (
+            scipy.stats.ttest_rel(curve[n - 8 :], rival[n - 8 : n], alternative="greater").pvalue < _HOPELESS
+        )
+        assert _is_hopeless(curve, list(rival)) == expected
+    # A rival that was given up itself, and none, tell nothing.
+    assert not _is_hopeless([5.0 + x for x in range(20)], [0.0] * 19)
+    assert not _is_hopeless([5.0] * 20, [])
+
+
+def test_a_present_rate_that_diverges_is_left():
+    # From the weights that there are, only a tenth of it can be borne.
+    found = look(Table(lambda rate: np.inf if rate > 2e-4 else parabola(1e-4)(rate)), budget=2000)
+    assert found.p_value == 0.0
+    assert {trial.outcome for trial in found.trials if trial.learning_rate > 2e-4} == {"diverged"}
+    assert 3e-5 < found.learning_rate < 2e-4
+
+
+def test_a_diverged_trial_counts_as_one_that_learnt_nothing():
+    end = {1e-3: 1.6, 3e-3: 1.4, 9e-3: 1.2}
+    diverging, failing = (
+        look(Table(lambda rate, high=high: end.get(float(f"{rate:.1g}"), high), untouched=2.0), budget=2000)
+        for high in (np.inf, 2.0)
+    )
+    assert [trial.outcome for trial in diverging.trials][-1] == "diverged"
+    assert diverging.learning_rate == failing.learning_rate
+    assert 3e-3 < diverging.learning_rate < 9e-3
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+def test_nothing_that_lowers_the_loss_is_no_conclusion(is_start):
+    found = look(Table(lambda rate: 2.0 + 0.1 * np.log(rate / 1e-9), untouched=2.0, noise=0.01), is_start=is_start)
+    assert not found.is_conclusive
+    if is_start:
+        assert (found.p_value > 0.05, found.learning_rate) == (True, 1e-3)
+    everything_diverges = look(Table(lambda rate: np.inf), is_start=is_start)
+    assert not everything_diverges.is_conclusive
+    assert (everything_diverges.p_value, everything_diverges.learning_rate) == (1.0, 1e-3)
+
+
+def test_losses_next_to_zero_are_equal_and_the_lowest_rate_wins():
+    # DPO on pairs that are easy to tell apart: the higher the rate, the more zeros.
+    stage = Table(lambda rate: 10 ** (-3 - 1e3 * rate) if rate > 2e-4 else 0.6, untouched=0.7)
+    stage._shared = np.zeros(12)
+    found = look(stage, is_start=True, budget=2000)
+    assert found.reaches_zero
+    assert min(stage.tried) < 2e-4
+    assert max(stage.tried) <= 1e-3 * SPACING**3 * 1.01
+    assert found.learning_rate <= 1e-3
+
+
+def test_nothing_climbs_for_next_to_nothing():
+    falling = Table(lambda rate: 0.5 - 1e-5 * np.log(rate))
+    look(falling, budget=10**5, is_start=True)
+    # The first one of equals has no better neighbour above.
+    assert max(falling.tried) == pytest.approx(1e-3 * SPACING**3)
+    gaining = Table(lambda rate: 0.5 - 1e-2 * np.log(rate))
+    look(gaining, budget=4000, is_start=True)
+    assert max(gaining.tried) > 1e-3 * SPACING**4
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("times", [0.5, 1.0, 16.0])
+def test_the_rate_goes_over_to_a_longer_run_by_a_power(times, gain):
+    best = Trial(1e-3, 14, [], [2 - 2 * gain] * 2)
+    expected = max(1.0, times) ** (_HORIZON[0] - _HORIZON[1] * gain)
+    assert _horizon_factor(best, [2.0, 2.0], times) == pytest.approx(expected)
+    # A trial above the untouched loss gains nothing, and a loss that may be negative has no share.
+    assert _horizon_factor(Trial(1e-3, 14, [], [3.0]), [2.0], 4.0) == pytest.approx(4.0 ** _HORIZON[0])
+    assert _horizon_factor(Trial(1e-3, 14, [], [-3.0]), [-2.0], 4.0) == pytest.approx(4.0 ** _HORIZON[0])
+
+
+def test_a_longer_rest_of_the_run_changes_the_rate_by_that_power_alone():
+    rates = [look(Table(parabola(4e-3)), is_start=True, longer=longer).learning_rate for longer in (1, 100)]
+    assert rates[1] / rates[0] == pytest.approx(100 ** (_HORIZON[0] - _HORIZON[1] * 0.5), rel=0.1)
+
+
+def test_paired_p_values():
+    losses, others = [1.0, 1.2, 0.9, 1.4], [1.1, 1.25, 1.0, 1.42]
+    expected = scipy.stats.ttest_rel(losses, others, alternative="less").pvalue
+    assert paired_p_value(losses, others) == pytest.approx(expected)
+    assert paired_p_value([np.inf, 1.0], [1.0, 1.0]) == 1.0
+    assert paired_p_value([1.0, 1.0], [np.inf, 1.0]) == 0.0
+    assert (paired_p_value([1.0, 1.5], [2.0, 2.5]), paired_p_value([2.0, 2.5], [1.0, 1.5])) == (0.0, 1.0)
+    assert paired_p_value([1.0, 1.5], [1.0, 1.5]) == 1.0

@@ -1,31 +1,59 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A search cannot stop a training: whatever goes wrong inside it, training starts from the weights that came."""
+"""A search cannot stop a training: whatever goes wrong inside it, training goes on from where it was."""
+
+import contextlib
 
 import pytest
 import torch
-from toys import ToyClassifier, assert_same_weights, classification_data, make_trainer, weights
+from toys import (
+    GivenRates,
+    StopAt,
+    ToyClassifier,
+    assert_same,
+    assert_same_weights,
+    classification_data,
+    decisions,
+    logged,
+    make_trainer,
+    outcome,
+    weights,
+)
 from transformers import TrainerCallback
 
+import hf_exptest.look
 from hf_exptest import ExpTestCallback, find_learning_rate
+from hf_exptest.stage import open_stage
 
 ARGS = {"max_steps": 3, "learning_rate": 3e-3}
 
 
 class Fails:
-    """Raises `error` the `n`-th time that it is asked, once."""
+    """Raises `error` the `n`-th time that it is asked in the `stage`-th stage, once."""
 
-    def __init__(self, n, error):
-        self.n, self.error, self.count = n, error, 0
+    def __init__(self, stage, n, error):
+        self.stage, self.n, self.error, self.counts, self.is_on = stage, n, error, [], False
 
     def __call__(self):
-        self.count += 1
-        if self.count == self.n:
-            raise self.error
+        if self.is_on:
+            self.counts[-1] += 1
+            if (len(self.counts), self.counts[-1]) == (self.stage, self.n):
+                raise self.error
+
+    @contextlib.contextmanager
+    def open_stage(self, *args, **kwargs):
+        """As [`hf_exptest.stage.open_stage`]; only here anything fails."""
+        self.counts.append(0)
+        self.is_on = True
+        try:
+            with open_stage(*args, **kwargs) as stage:
+                yield stage
+        finally:
+            self.is_on = False
 
     # An onlooker, whom no search puts back.
-    __slots__ = ("count", "error", "n")
+    __slots__ = ("counts", "error", "is_on", "n", "stage")
 
     def __deepcopy__(self, memo):
         return self
@@ -94,6 +122,7 @@ class BeforeStep(TrainerCallback):
 
 
 def make(path, where, fails, callback):
+    hf_exptest.look.open_stage = fails.open_stage
     data = Rows(fails) if where == "data" else classification_data()
     others = [BeforeStep(fails)] if where == "callback" else []
     trainer = make_trainer(path, [callback, *others], model=Classifier(where, fails), data=data, **ARGS)
@@ -108,26 +137,28 @@ def make(path, where, fails, callback):
     return trainer
 
 
-# Calls that a search makes of each. Where the first evaluation fails, the search tries one in training mode.
+# Calls that each of the two stages makes, of the bound before the first step and of the look after it. Where the first
+# evaluation fails, a search tries one in training mode.
 WHERE = {
-    "forward": (2, 3, 12, 13, 20, 30, 64, 65, 66, 67, 70, 80, 95),
-    "backward": (1, 2, 3, 4, 5, 10, 14, 15, 16, 20, 30, 45),
-    "step": (1, 2, 3, 4, 5, 10, 14, 15, 16, 20, 30, 250),
-    "training": (1, 2, 3, 5, 10, 14, 15, 20, 30, 45),
-    "evaluation": (2, 12, 13, 30, 64, 66, 70, 80, 100),
-    "data": (1, 2, 8, 9, 100, 101, 300, 512),
-    "clip": (1, 2, 5, 10, 15, 30, 45),
-    "callback": (1, 2, 5, 10, 15, 30, 45),
-    "training_step": (1, 2, 5, 10, 15, 30, 90),
-    "compute_loss": (2, 3, 13, 30, 65, 66, 70, 90, 120, 270),
-    "get_batch_samples": (1, 2, 20, 63),
-    "get_train_dataloader": (2,),
+    "forward": ((2, 3, 6, 7, 20, 45), (2, 8, 9, 10, 23, 40, 67)),
+    "backward": ((1, 2, 3, 10, 19, 20), (1, 2, 14, 15, 28, 42)),
+    "step": ((1, 2, 3, 10, 20), (1, 2, 14, 15, 28, 42)),
+    "training": ((1, 2, 3, 10, 20), (1, 2, 14, 15, 28, 42)),
+    "evaluation": ((2, 5, 6, 20, 25), (2, 7, 8, 13, 14, 25)),
+    "data": ((1, 2, 8, 9, 40), (1, 100, 216)),
+    "clip": ((1, 2, 20), (1, 14, 15, 42)),
+    "callback": ((1, 2, 20), (1, 2, 15, 42)),
+    "training_step": ((1, 2, 20), (1, 15, 42)),
+    "compute_loss": ((2, 3, 7, 45), (2, 9, 10, 40, 67)),
+    "get_batch_samples": ((1, 2, 4), (1, 2, 26)),
+    "get_train_dataloader": ((1,), (1,)),
 }
 ERRORS = [ValueError("not so"), RuntimeError("on the device"), KeyError("labels"), StopIteration(), AssertionError()]
 FAULTS = [
     # A data set that raises StopIteration has come to its end.
-    (where, n, ERRORS[i % (3 if where == "data" else 5)])
-    for where, times in WHERE.items()
+    (where, stage, n, ERRORS[i % (3 if where == "data" else 5)])
+    for where, stages in WHERE.items()
+    for stage, times in enumerate(stages, start=1)
     for i, n in enumerate(times)
 ]
 
@@ -137,44 +168,65 @@ def test_there_are_enough_faults():
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """The weights of trainings at the user's own rate, without a search, by whether gradients are halved."""
+def plain(tmp_path_factory):
+    """Outcomes of plain trainings with these rates, by whether gradients are halved."""
     found = {}
-    for where in ("forward", "callback"):
-        callback = ExpTestCallback(learning_rate=ARGS["learning_rate"])
-        trainer = make(tmp_path_factory.mktemp("expected"), where, Fails(0, None), callback)
-        trainer.train()
-        found[where] = weights(trainer.model)
-    return found
+
+    def get(where, rates):
+        key = where == "callback", tuple(rates)
+        if key not in found:
+            trainer = make(tmp_path_factory.mktemp("plain"), where, Fails(0, 0, None), GivenRates(rates))
+            trainer.train()
+            found[key] = outcome(trainer)
+        return found[key]
+
+    return get
 
 
-@pytest.mark.parametrize(("where", "n", "error"), FAULTS)
-def test_training_starts_from_the_weights_that_came(tmp_path, caplog, expected, where, n, error):
-    fails = Fails(n, error)
+@pytest.fixture(autouse=True)
+def _unpatched():
+    yield
+    hf_exptest.look.open_stage = open_stage
+
+
+@pytest.mark.parametrize(("where", "stage", "n", "error"), FAULTS)
+def test_training_goes_on_from_where_it_was(tmp_path, caplog, plain, where, stage, n, error):
+    fails = Fails(stage, n, error)
     callback = ExpTestCallback()
     trainer = make(tmp_path, where, fails, callback)
     with caplog.at_level("WARNING", logger="hf_exptest"):
         trainer.train()
-    assert fails.count >= n
+    found, rates = outcome(trainer), logged(trainer, "learning_rate")
+    assert len(fails.counts) == stage
+    assert fails.counts[-1] >= n
     assert trainer.state.global_step == 3
-    assert_same_weights(weights(trainer.model), expected["callback" if where == "callback" else "forward"])
-    start = callback.history[0]
+    assert_same(found, plain(where, rates))
+    start = callback.history[-1]
     assert (start["test"], start["learning_rate"], start["phase"]) == ("training_arguments", 3e-3, "tune")
+    assert decisions(callback)[:-1] == ([] if stage == 1 else [(0, "below_bound", "start")])
+    assert start["step"] == stage - 1
+    assert rates[1] == 3e-3
     (said,) = [record.getMessage() for record in caplog.records if "found no learning rate" in record.getMessage()]
     assert type(error).__name__ in said
     assert (
-        "Everything is as it was, and training starts from TrainingArguments.learning_rate=0.003, unchanged." in said
+        "Everything is as it was, and training goes on with TrainingArguments.learning_rate=0.003, unchanged." in said
     )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), MemoryError(), torch.OutOfMemoryError()])
 @pytest.mark.parametrize("where", ["forward", "step", "data"])
-def test_an_interrupt_or_want_of_memory_ends_the_training(tmp_path, where, error):
-    trainer = make(tmp_path, where, Fails(20, error), ExpTestCallback())
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_interrupt_or_want_of_memory_ends_the_training(tmp_path, where, stage, error):
+    trainer = make(tmp_path, where, Fails(stage, 20, error), ExpTestCallback())
     before = weights(trainer.model)
     with pytest.raises(type(error)):
         trainer.train()
-    assert trainer.state.global_step == 0
+    assert trainer.state.global_step == stage - 1
+    if stage == 2:
+        plain = make(tmp_path, where, Fails(0, 0, None), GivenRates(trainer.lr_scheduler.get_last_lr()))
+        plain.add_callback(StopAt(1))
+        plain.train()
+        before = weights(plain.model)
     assert_same_weights(weights(trainer.model), before)
 
 
@@ -184,20 +236,23 @@ def test_auto_find_batch_size_sees_want_of_memory(tmp_path):
     class Large(ToyClassifier):
         def forward(self, x, labels=None):
             sizes.append(len(x))
-            if len(x) > 4:
+            if len(x) > 16:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
             return super().forward(x, labels)
 
     callback = ExpTestCallback()
-    trainer = make_trainer(tmp_path, [callback], model=Large(), auto_find_batch_size=True, max_steps=3)
+    find = {"auto_find_batch_size": True, "per_device_train_batch_size": 18}
+    trainer = make_trainer(tmp_path, [callback], model=Large(), max_steps=3, **find)
     trainer.train()
-    assert max(sizes) == 8
+    assert max(sizes) == 18
     assert trainer.state.global_step == 3
-    assert callback.history[0]["test"] == "search"
+    assert decisions(callback)[0] == (0, "below_bound", "start")
+    assert decisions(callback)[1][:2] == (1, "look")
 
 
-def test_find_learning_rate_raises_what_the_user_s_code_raises(tmp_path):
-    trainer = make(tmp_path, "forward", Fails(90, ValueError("the user's own")), ExpTestCallback())
+@pytest.mark.parametrize("stage", [1, 2])
+def test_find_learning_rate_raises_what_the_user_s_code_raises(tmp_path, stage):
+    trainer = make(tmp_path, "forward", Fails(stage, 30, ValueError("the user's own")), ExpTestCallback())
     before = weights(trainer.model)
     with pytest.raises(ValueError, match="the user's own"):
         find_learning_rate(trainer)
@@ -206,7 +261,7 @@ def test_find_learning_rate_raises_what_the_user_s_code_raises(tmp_path):
 
 def test_an_error_of_several_processes_is_not_hidden(tmp_path, monkeypatch):
     # The others wait for this process, and would for ever.
-    trainer = make(tmp_path, "forward", Fails(90, ValueError("on this rank alone")), ExpTestCallback())
+    trainer = make(tmp_path, "forward", Fails(1, 30, ValueError("on this rank alone")), ExpTestCallback())
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 2))
     monkeypatch.setattr(type(trainer.accelerator), "reduce", lambda self, tensor, reduction: tensor)
     monkeypatch.setattr(type(trainer.accelerator), "gather", lambda self, tensor: tensor.repeat(2))

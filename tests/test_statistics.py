@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import itertools
 import math
 import warnings
 
@@ -172,6 +173,75 @@ def test_slope_equals_linregress(n, slope):
     assert result.slope == pytest.approx(reference.slope, rel=1e-9)
     assert result.statistic == pytest.approx(reference.slope / reference.stderr, rel=1e-9)
     assert result.effective_sample_size == n
+    assert result.standard_error == pytest.approx(reference.stderr, rel=1e-9)
+    assert result.degrees_of_freedom == n - 2
+
+
+def slow_p_value_of_fall(losses, times, fall):
+    """Plain t-test of a straight line fit: is the slope of what the fall leaves above zero?"""
+    rest = losses + fall * (times - times[0])
+    return stats.linregress(times, rest, alternative="greater").pvalue
+
+
+@pytest.mark.parametrize("n", [3, 4, 30, 200])
+@pytest.mark.parametrize("slope", [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize("fall", [-0.02, 0.0, 0.01, 0.05])
+def test_p_value_of_a_fall_equals_slow_reference(n, slope, fall):
+    losses, times = noisy_window(n, n, decay=0.0, slope=slope)
+    result = slope_test(losses, times)
+    assert result.p_value_of_fall(fall) == pytest.approx(slow_p_value_of_fall(losses, times, fall), rel=1e-6)
+    # Without a fall, it is the opposite of the test of the slope itself.
+    assert result.p_value_of_fall(0.0) == pytest.approx(1 - result.p_value, abs=1e-12)
+    assert result.p_value_of_fall(-result.slope) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_p_value_of_a_fall_is_in_the_units_of_losses_and_times(scale):
+    losses, times = noisy_window(5, 40, slope=-1.0)
+    expected = slope_test(losses, times).p_value_of_fall(0.02)
+    assert 0.01 < expected < 0.99
+    scaled = slope_test(scale * losses, 7 * times)
+    assert scaled.p_value_of_fall(scale * 0.02 / 7) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("test", [slope_test, slope_of_correlated])
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(4, 60),
+    falls=st.lists(st.floats(-10, 10), min_size=2, max_size=5),
+)
+def test_p_value_of_a_fall_sinks_with_the_fall(test, seed, n, falls):
+    result = test(*noisy_window(seed, n))
+    p_values = [result.p_value_of_fall(fall) for fall in sorted(falls)]
+    assert all(1 >= before >= after >= 0 for before, after in itertools.pairwise(p_values))
+    wide = [result.p_value_of_fall(sign * 1e3 * result.standard_error - result.slope) for sign in (-1, 1)]
+    assert wide == pytest.approx([1, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("test", [slope_test, slope_of_correlated])
+@pytest.mark.parametrize("losses", [[3.0, 2.0, math.nan, 1.0, 0.9], [3.0, 2.0, math.inf, 1.0, 0.9]])
+def test_where_no_slope_can_be_fitted_any_fall_is_possible(test, losses):
+    result = test(losses)
+    assert math.isnan(result.standard_error)
+    assert [result.p_value_of_fall(fall) for fall in (0.0, 1e-3, 1e3)] == [1.0, 1.0, 1.0]
+
+
+def test_losses_that_are_all_the_same_do_not_fall():
+    assert [slope_of_correlated([2.0] * 20).p_value_of_fall(fall) for fall in (0.0, 1e-3)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.01, 0.05])
+def test_level_of_the_test_of_a_fall(fall):
+    # At the fall itself each level is kept; where the loss falls by more, it is rarely said to fall by less.
+    rng = np.random.default_rng(12)
+    line = -fall * np.arange(50)
+    windows = line + rng.standard_normal((2000, 50))
+    rates = [np.mean([slope_test(w).p_value_of_fall(fall) < level for w in windows]) for level in LEVELS]
+    assert rates == pytest.approx(LEVELS, abs=0.02)
+    less = [slope_test(w).p_value_of_fall(fall - 0.03) < 0.05 for w in windows]
+    more = [slope_test(w).p_value_of_fall(fall + 0.03) < 0.05 for w in windows]
+    assert np.mean(less) < 0.001
+    assert np.mean(more) > 0.8
 
 
 def lasting_noise(rng, count, n):
@@ -208,6 +278,11 @@ def test_autocorrelated_slope_equals_slow_reference(rho):
     assert result.p_value == pytest.approx(p_value, rel=1e-6)
     assert result.effective_sample_size == pytest.approx(effective, rel=1e-6)
     assert 1 <= result.effective_sample_size <= 80
+    # A straight line that falls by `fall` bends nothing, so that the parabola leaves the same noise.
+    fall = 0.01
+    rest = losses + fall * (times - times[0])
+    assert result.p_value_of_fall(fall) == pytest.approx(1 - slow_autocorrelated_slope_test(rest, times)[0], rel=1e-5)
+    assert result.degrees_of_freedom == pytest.approx(max(1.0, effective - 3), rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [50, 100, 200])

@@ -12,6 +12,7 @@ from toys import (
     ToyClassifier,
     assert_same_weights,
     classification_data,
+    decisions,
     language_data,
     language_model,
     make_args,
@@ -90,7 +91,7 @@ def test_iterable_data(tmp_path, search):
     _, trainer = train(tmp_path, callback, data=Rows(classification_data(640)))
     assert trainer.state.global_step == 80
     if search:
-        assert callback.history[0]["test"] == "search"
+        assert decisions(callback)[:2] == [(0, "below_bound", "start"), (8, "look", "raise")]
     else:
         assert steps(callback) == DECIDED
 
@@ -102,7 +103,7 @@ def test_streaming_data(tmp_path):
     table = Dataset.from_dict({"x": [r["x"].tolist() for r in rows], "labels": [int(r["labels"]) for r in rows]})
     callback, trainer = train(tmp_path, ExpTestCallback(), data=table.to_iterable_dataset(num_shards=4))
     assert trainer.state.global_step == 80
-    assert callback.history[0]["test"] == "search"
+    assert decisions(callback)[:2] == [(0, "below_bound", "start"), (8, "look", "raise")]
 
 
 def test_epochs_instead_of_steps(tmp_path):
@@ -144,7 +145,7 @@ def test_hyperparameter_search(tmp_path):
     assert best.hyperparameters["weight_decay"] in (0.0, 0.1)
     assert trainer.lr_scheduler.last_epoch == 80
     (callback,) = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExpTestCallback)]
-    assert callback.history[0]["test"] == "search"
+    assert [entry["test"] for entry in callback.history][:2] == ["below_bound", "look"]
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
@@ -167,7 +168,9 @@ def test_compiled_model(tmp_path):
     callback, trainer = train(tmp_path, ExpTestCallback(), torch_compile=True, torch_compile_backend="eager")
     _, plain = train(tmp_path, ExpTestCallback())
     assert isinstance(trainer.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
-    assert callback.history[0]["learning_rate"] == plain.lr_scheduler.history[0]["learning_rate"]
+    rates = [[entry["learning_rate"] for entry in t.lr_scheduler.history[:2]] for t in (trainer, plain)]
+    assert rates[0] == rates[1]
+    assert callback.search is not None
     for name, value in weights(plain.model).items():
         torch.testing.assert_close(weights(trainer.model)[name], value, rtol=1e-4, atol=1e-5)
 
@@ -185,7 +188,7 @@ def test_bf16_autocast(tmp_path):
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     _, single = train(tmp_path, ExpTestCallback(), model=ToyClassifier(dropout=0.0))
-    found, expected = (t.lr_scheduler.history[0]["learning_rate"] for t in (trainer, single))
+    found, expected = (t.lr_scheduler.history[1]["learning_rate"] for t in (trainer, single))
     assert found == pytest.approx(expected, rel=0.5)
 
 

@@ -3,11 +3,14 @@
 
 """Tiny models, data and Trainers that several test files share."""
 
+import copy
 import json
 import os
+import random
 import subprocess
 import sys
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -90,7 +93,7 @@ def make_trainer(path, callbacks, model=None, data=None, trainer_kwargs=None, **
     )
 
 
-def make_sft_trainer(path, callbacks, num_rows=64, **overrides):
+def make_sft_trainer(path, callbacks, num_rows=256, **overrides):
     """TRL's SFTTrainer with a LoRA adapter on the tiny language model."""
     # Here, so that the scripts that want nothing of it do not wait for the import.
     from datasets import Dataset
@@ -105,7 +108,7 @@ def make_sft_trainer(path, callbacks, num_rows=64, **overrides):
     args = SFTConfig(
         output_dir=str(path),
         max_steps=30,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=8,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
@@ -121,7 +124,10 @@ def make_sft_trainer(path, callbacks, num_rows=64, **overrides):
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
+        # With the last norm, since the tokens differ in their frequency alone.
+        peft_config=LoraConfig(
+            r=2, target_modules=["c_attn"], modules_to_save=["ln_f"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+        ),
         callbacks=callbacks,
     )
 
@@ -131,6 +137,17 @@ class InOrder(Trainer):
 
     def _get_train_sampler(self, *args, **kwargs):
         return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class GivenRates(TrainerCallback):
+    """Gives each optimizer step of a plain Trainer its rate, whatever its schedule says."""
+
+    def __init__(self, rates):
+        self.rates = rates
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = self.rates[state.global_step]
 
 
 class StopAt(TrainerCallback):
@@ -172,6 +189,44 @@ def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert different == []
+
+
+def logged(trainer, key):
+    """What the log says of each step."""
+    return [row[key] for row in trainer.state.log_history if "loss" in row]
+
+
+def outcome(trainer):
+    """All that a training has led to, just after it: losses, weights, the optimizer's state, random states."""
+    return {
+        "losses": logged(trainer, "loss"),
+        "weights": weights(trainer.model),
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()["state"]),
+        "Python": random.getstate(),
+        "NumPy": np.random.get_state()[1:],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def assert_same(first, second, name="it"):
+    """That two structures of plain values and tensors are equal in every bit."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), name
+        for key in first:
+            assert_same(first[key], second[key], f"{name}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), name
+        for i, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{name}.{i}")
+    elif isinstance(first, (torch.Tensor, np.ndarray)):
+        assert np.array_equal(np.asarray(first), np.asarray(second)), name
+    else:
+        assert first == second, name
+
+
+def decisions(callback):
+    """Each decision with its step and test."""
+    return [(entry["step"], entry["test"], entry["decision"]) for entry in callback.history]
 
 
 class FakeAccelerator:

@@ -2,19 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What each part of the default preset is worth, against a grid of learning rates: one JSON line a run, and two tables.
+What each part of the default preset is worth, against a grid of learning rates: one JSON line a run, and a table.
 
     python -m examples.benchmarks.ablation --data DATA --out ablation.jsonl
     python -m examples.benchmarks.ablation --data DATA --out ablation.jsonl --tasks trec --parts default grid
 
 A run that the file already holds is not made again; a part stands there as the run's method. The schedules start from
-the rate that the default found on the same task and seed. The searches only search; the metric beside each rate is
-read off the grid's runs on that seed, linearly in the logarithm of the rate.
+the rate that the default found on the same task and seed; the looks differ from the default's in one constant.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import tempfile
 import time
@@ -24,12 +24,10 @@ from statistics import mean
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, LearningRateSearch, find_learning_rate
-from hf_exptest.search import MIN_STEPS, STRETCH, vertex
+from hf_exptest import ExpTestCallback
 
 from .run import Row, append_row, read_rows
 from .tables import BEST, Rows, best_of, markdown
@@ -37,22 +35,21 @@ from .tasks import GRIDS, METRICS, NUM_STEPS, make_trainer
 
 # Training from the rate that the default found; a window of 0.9 without cool-down tests at the last step only.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "search only": {"cooldown": 0.0, "window": 0.9},
-    "search, TUNE": {"cooldown": 0.0},
+    "look only": {"cooldown": 0.0, "window": 0.9},
+    "look, TUNE": {"cooldown": 0.0},
     "windows of 10 %": {"window": 0.1},
     "windows of 10 %, path correction": {"window": 0.1, "window_correction": True},
     "cool-down of 50 %": {"cooldown": 0.5, "window": 0.4},
     "linear decay": {"cooldown": 0.9},
 }
-# Settings of the search, and the constants of the method that it replaces.
-SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "14 and 56 steps": ({}, {}),
-    "7 and 28 steps": ({}, {"MIN_STEPS": 7}),
-    "12 and 24 steps": ({}, {"MIN_STEPS": 12, "STRETCH": 2}),
-    "24 and 48 steps": ({}, {"MIN_STEPS": 24, "STRETCH": 2}),
-    "48 and 96 steps": ({}, {"MIN_STEPS": 48, "STRETCH": 2}),
-    "beta 1/2": ({"beta": 0.5}, {}),
-    "constant rates": ({"warmup": 0.0, "cooldown": 0.0}, {}),
+# Settings of a run, and the constants that it changes.
+LOOKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "start at a tenth of the bound": ({}, {"callback.START_SHARE": 1 / 10}),
+    "look at 5 % of the steps": ({"warmup": 0.05, "window": 0.25}, {"controller._RISE_SHARE": 2}),
+    "no second warm-up": ({}, {"controller._RISE_SHARE": 0}),
+    "half the steps": ({"search_budget": 0.075}, {"search._SHORT_RUN_STEPS": 60}),
+    "twice the steps": ({"search_budget": 0.3}, {"search._SHORT_RUN_STEPS": 240, "search._SHORT_RUN_SHARE": 0.8}),
+    "vertex, not moved": ({}, {"search._HORIZON": (0.0, 0.0)}),
 }
 # Softmax regression on MNIST is the paper's, whose table needs the default alone.
 TASKS = [task for task in NUM_STEPS if task != "mnist softmax"]
@@ -66,37 +63,25 @@ def train(task: str, seed: int, data: Path, callback: ExpTestCallback | None, **
         trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, callbacks, **arguments)
         trainer.train()
         metric = trainer.evaluate()[METRICS[task]]
-    history = [] if callback is None else callback.history
-    row = {
-        "metric": metric,
-        "decays": sum(entry["decision"] == "decay" for entry in history),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    return row if callback is None or callback.search is None else row | search_row(callback.search)
-
-
-def search(task: str, seed: int, data: Path, settings: dict[str, Any], constants: dict[str, Any]) -> Row:
-    """Search once, without training."""
-    constants = {"MIN_STEPS": MIN_STEPS, "STRETCH": STRETCH} | constants
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple("hf_exptest.search", **constants):
-        trainer = make_trainer(task, data, seed, NUM_STEPS[task], folder, [])
-        return search_row(find_learning_rate(trainer, ExpTestConfig(**settings)))
-
-
-def search_row(found: LearningRateSearch) -> Row:
-    """The rate found, what simpler rules would have made of the same trials, and the cost."""
-    longest = max(trial.num_steps for trial in found.trials)
-    longer = [trial for trial in found.trials if trial.num_steps == longest]
-    untouched = mean(found.untouched_losses)
-    rates = [trial.learning_rate for trial in longer]
-    return {
-        "learning_rate": found.learning_rate,
-        "winner": min(longer, key=lambda trial: trial.end_loss).learning_rate,
-        "vertex": vertex(rates, [min(trial.end_loss, untouched) for trial in longer]),
-        "search_steps": found.num_steps,
-        "search_seconds": round(found.seconds, 1),
-        "trials": [(trial.learning_rate, trial.num_steps, trial.end_loss, trial.p_value) for trial in found.trials],
-        "untouched": untouched,
+    row: Row = {"metric": metric, "decays": 0, "seconds": round(time.monotonic() - began, 1)}
+    if callback is None:
+        return row
+    report = callback.report()
+    return row | {
+        "learning_rate": report.starting_rate,
+        "decays": sum(entry["decision"] == "decay" for entry in report.history),
+        "search_steps": sum(search.num_steps for search in report.searches),
+        "search_seconds": round(sum(search.seconds for search in report.searches), 1),
+        "looks": [
+            {
+                "step": search.step,
+                "previous_rate": search.previous_rate,
+                "p_value": search.p_value,
+                "untouched": mean(search.untouched_losses),
+                "trials": [(t.learning_rate, t.num_steps, t.end_loss, t.outcome) for t in search.trials],
+            }
+            for search in report.searches
+        ],
     }
 
 
@@ -108,17 +93,21 @@ def grid_parts(task: str) -> list[str]:
 def runs_of(parts: Sequence[str], task: str) -> list[str]:
     """The parts that are runs, with those that they need before them."""
     wanted = set(parts)
-    grid = grid_parts(task) if wanted & {"grid", BEST, *SEARCHES} else []
+    grid = grid_parts(task) if wanted & {"grid", BEST} else []
     default = ["default"] if wanted & {"default", *SCHEDULES} else []
-    return grid + default + [part for part in (*SCHEDULES, *SEARCHES) if part in wanted]
+    return grid + default + [part for part in (*SCHEDULES, *LOOKS) if part in wanted]
 
 
 def run(task: str, part: str, seed: int, data: Path, rows: Rows) -> Row:
     """One part, as plain values."""
     if part == "default":
         return train(task, seed, data, ExpTestCallback())
-    if part in SEARCHES:
-        return search(task, seed, data, *SEARCHES[part])
+    if part in LOOKS:
+        settings, constants = LOOKS[part]
+        with contextlib.ExitStack() as stack:
+            for name, value in constants.items():
+                stack.enter_context(mock.patch(f"hf_exptest.{name}", value))
+            return train(task, seed, data, ExpTestCallback(**settings))
     if part in grid_parts(task):
         rate = float(part.split()[1])
         arguments = {"learning_rate": rate, "warmup_steps": NUM_STEPS[task] // 10}
@@ -129,11 +118,11 @@ def run(task: str, part: str, seed: int, data: Path, rows: Rows) -> Row:
 
 
 def quality_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts: Sequence[str]) -> str:
-    """Markdown: the metric of every run, with the rates and the cost of the search."""
+    """Markdown: the metric of every run, with the rates and the cost of the looks."""
     lines = []
     for task in tasks:
         # What a line is called, and the part whose runs are in it.
-        named = {part: part for part in parts if part not in ("grid", BEST, *SEARCHES)}
+        named = {part: part for part in parts if part not in ("grid", BEST)}
         if BEST in parts:
             best = best_of(rows, task, grid_parts(task), seeds)
             named = {f"{BEST}: {best.split()[1]}": best} | named
@@ -153,44 +142,16 @@ def quality_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts:
                     f"{mean(row.get('search_seconds', 0) for row in group):.0f}",
                 ]
             )
-    header = ["task", "part", "mean", "by seed", "learning rates", "decays", "search steps", "search seconds"]
+    header = ["task", "part", "mean", "by seed", "learning rates", "decays", "look steps", "look seconds"]
     return markdown(header, lines)
 
 
-def search_table(rows: Rows, tasks: Sequence[str], seeds: Sequence[int], parts: Sequence[str]) -> str:
-    """Markdown: for each search and rule, its rates over the grid's best, and the metric that the grid has there."""
-    lines = []
-    for task in tasks:
-        best = rows[task, best_of(rows, task, grid_parts(task), seeds), seeds[0]]["learning_rate"]
-        for part in (part for part in parts if part in SEARCHES):
-            group = [rows[task, part, seed] for seed in seeds]
-            for rule, key in (("winner", "winner"), ("vertex", "vertex"), ("moved on", "learning_rate")):
-                metrics = []
-                for seed, row in zip(seeds, group, strict=True):
-                    grid = [rows[task, name, seed] for name in grid_parts(task)]
-                    x = np.log([r["learning_rate"] for r in grid])
-                    metrics.append(float(np.interp(np.log(row[key]), x, [r["metric"] for r in grid])))
-                lines.append(
-                    [
-                        task,
-                        part,
-                        rule,
-                        " ".join(f"{row[key] / best:.2g}" for row in group),
-                        f"{mean(metrics):.3f}",
-                        f"{mean(row['search_steps'] for row in group):.0f}",
-                        f"{mean(row['search_seconds'] for row in group):.0f}",
-                    ]
-                )
-    header = ["task", "search", "rule", "rate / best rate of the grid", "metric there", "search steps"]
-    return markdown([*header, "search seconds"], lines)
-
-
 def main() -> None:
-    """Make the runs that are missing, then print the tables."""
+    """Make the runs that are missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets, see tasks.py")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=list(NUM_STEPS), help="default: all but MNIST")
-    parts = ["default", *SCHEDULES, *SEARCHES]
+    parts = ["default", *SCHEDULES, *LOOKS]
     parser.add_argument(
         "--parts", nargs="+", default=parts, choices=["grid", BEST, *parts], help="default: all but those of the grid"
     )
@@ -206,9 +167,6 @@ def main() -> None:
                 rows[key] = row | run(*key, options.data, rows)
                 append_row(options.out, rows[key])
     print(quality_table(rows, options.tasks, options.seeds, options.parts))
-    if any(part in SEARCHES for part in options.parts):
-        print()
-        print(search_table(rows, options.tasks, options.seeds, options.parts))
 
 
 if __name__ == "__main__":

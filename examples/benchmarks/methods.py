@@ -27,7 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from hf_exptest import ExpTestCallback, ExpTestConfig, find_learning_rate
+from hf_exptest import ExpTestCallback, ExpTestConfig
+from hf_exptest.search import search_steps
 
 from .tasks import GRIDS
 
@@ -37,10 +38,8 @@ LINEAR = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
 EVALUATIONS = {"eval_strategy": "steps", "eval_steps": 0.05}
 # The knobs of the paper, as far as its claim of robustness goes.
 ALPHAS, BETAS = (0.1, 0.05, 0.01), (1 / 2, 0.33, 0.1, 0.05)
-# ExpTest as a user runs it: the search comes on top of the budget, and the training has all of it.
+# ExpTest as a user runs it: its looks come on top of the budget, and the training has all of it.
 ON_TOP = "exptest on top"
-# Optimizer steps that ExpTest's search takes at least, and its share of a long run.
-SEARCH_STEPS, SEARCH_SHARE = 250, ExpTestConfig().search_budget
 
 
 def _no_preparation(trainer: Trainer) -> tuple[int, dict[str, Any]]:
@@ -57,12 +56,12 @@ class Setup:
         prepare (`Callable`):
             Called with the Trainer before it trains, to search, to add callbacks or to set the optimizer. Returns the
             optimizer steps that it spent, and the settings that neither the arguments nor the optimizer show.
-        is_search_on_top (`bool`): whether these steps are not taken off those of the training.
+        training_steps (`int`, *optional*): length of the training; by default what is left of the budget.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[Trainer], tuple[int, dict[str, Any]]] = _no_preparation
-    is_search_on_top: bool = False
+    training_steps: int | None = None
 
 
 def grid_rates(task: str) -> list[float]:
@@ -270,21 +269,19 @@ def exptest(num_steps: int, is_on_top: bool = False, **knobs: float) -> Setup:
     """
     ExpTest's default preset.
 
-    The search is told how many steps will follow it. Unless it comes on top, that depends on what it spends: those
-    left after a search of usual cost. The training is then as long as is really left.
+    Its looks are made in the training. Unless they come on top, the training is the longest that leaves the steps that
+    they may take; those that they then do without are nobody's.
     """
+    config = ExpTestConfig(**knobs)
+    training_steps = num_steps
+    while not is_on_top and training_steps > 1 and training_steps + search_steps(config, training_steps) > num_steps:
+        training_steps -= 1
 
     def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
-        usual = 0 if is_on_top else max(SEARCH_STEPS, round(SEARCH_SHARE * num_steps))
-        trainer.args.max_steps = max(1, num_steps - usual)
-        search = find_learning_rate(trainer, ExpTestConfig(**knobs))
-        # Where the search finds nothing, the callback too starts from the rate of the arguments.
-        rate = search.learning_rate if search.is_conclusive else trainer.args.learning_rate
-        callback = ExpTestCallback(learning_rate=rate, **knobs)
-        _add(callback, trainer)
-        return search.num_steps, {**callback.config.to_dict(), "is_conclusive": search.is_conclusive}
+        _add(ExpTestCallback(config), trainer)
+        return 0, config.to_dict()
 
-    return Setup(prepare=prepare, is_search_on_top=is_on_top)
+    return Setup(prepare=prepare, training_steps=training_steps)
 
 
 def exptest_paper(num_steps: int, **knobs: float) -> Setup:

@@ -7,8 +7,8 @@ ExpTest, its peers and a grid of learning rates on the benchmark tasks: one JSON
     python -m examples.benchmarks.run --data DATA --out runs.jsonl
     python -m examples.benchmarks.run --data DATA --out runs.jsonl --tasks digits --methods grid exptest --seeds 0 1
 
-Every method gets the same number of optimizer steps in all: what a search spends, the training after it lacks. Only
-`--methods "exptest on top"`, not among those of the default, trains as long as the others after its search. A run that
+Every method gets the same number of optimizer steps in all: what a search or looks may spend, the training lacks. Only
+`--methods "exptest on top"`, not among those of the default, trains as long as the others beside its looks. A run that
 the file already holds is not made again, so the command may be stopped and given again; `tables.py` makes the tables.
 The peers need the extra `peers`.
 """
@@ -79,9 +79,8 @@ def measure(task: str, method: str, seed: int, data: Path, num_steps: int) -> Ro
         `dict`:
             - `task`, `method`, `seed`, and `metric`, the task's own at the end
             - `budget`: optimizer steps that every method gets (`ON_TOP`: those of its training)
-            - `steps`: those that were made, a search's own included; a search may pass the budget by a few, then
-              nothing is left for training
-            - `search_steps`: those of the search
+            - `steps`: those that were made, those of a search or of looks included
+            - `search_steps`: the latter alone
             - `knobs`: every setting: of `TrainingArguments`, of the optimizer, of the method
             - `peak_learning_rate`: highest of the first parameter group; a factor for optimizers that set their own
             - `seconds`: wall time of search and training, without reading data and the last evaluation
@@ -99,9 +98,9 @@ def measure(task: str, method: str, seed: int, data: Path, num_steps: int) -> Ro
         search_steps, settings = setup.prepare(trainer)
         meter = Meter()
         trainer.add_callback(meter)
-        trainer.args.max_steps = num_steps if setup.is_search_on_top else num_steps - search_steps
+        trainer.args.max_steps = setup.training_steps or num_steps - search_steps
         if trainer.args.max_steps > 0:
-            trainer.train()
+            search_steps += int(trainer.train().metrics.get("exptest_search_steps", 0))
         seconds = time.monotonic() - began
         metric = trainer.evaluate()[METRICS[task]]
     step_seconds = meter.seconds()

@@ -32,7 +32,8 @@ def assert_same_training(ranks, kind):
         assert len({norm for norm in rank["given"]["norms"] if norm > 0}) == 12
         assert rank["after"] == rank["given"]
         if "resumed" in rank:
-            assert (rank["starts"]["learning_rate"], rank["starts"]["test"]) == (rank["search"]["rate"], "search")
+            assert [entry["test"] for entry in rank["starts"]] == ["below_bound", "look"]
+            assert rank["starts"][1]["learning_rate"] == rank["search"]["rate"]
             assert rank["resumed"] == {
                 "losses": rank["given"]["losses"][16:],
                 "norms": rank["given"]["norms"],
@@ -48,7 +49,8 @@ def assert_same_search(ranks, one=None):
         assert rank["search"] == ranks[0]["search"]
         # The first loss of a trial is that of the untouched weights, so another one would tell of stale shards.
         assert len({trial["first_loss"] for trial in rank["search"]["trials"]}) == 1
-    assert {trial["num_steps"] for trial in ranks[0]["search"]["trials"]} == {14, 56}
+    assert {trial["num_steps"] for trial in ranks[0]["search"]["trials"]} == {14}
+    assert len(ranks[0]["search"]["trials"]) >= 3
     if one is not None:
         found, expected = ranks[0]["search"], one["search"]
         assert found["rate"] == expected["rate"]
@@ -59,7 +61,7 @@ def assert_same_search(ranks, one=None):
 
 
 def assert_an_error_of_one_ends_all(folder, engine):
-    """That an error in the search on one process alone is what the user sees, and nobody waits for ever."""
+    """That an error in the look on one process alone is what the user sees, and nobody waits for ever."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
         [*toys.torchrun(2), str(SCRIPT), str(folder), json.dumps({"scenario": "fail", "engine": engine})],

@@ -78,14 +78,14 @@ def test_one_process_that_diverges_leaves_no_other_waiting(tmp_path):
     first, second = run(tmp_path / "two", 2, "diverge")
     assert first == second
     lengths = {length for _, length, _ in first["trials"]}
-    assert min(lengths) < 14 < 56 == max(lengths)
+    assert min(lengths) < 14 == max(lengths)
 
 
 def test_supervised_fine_tuning_with_lora(tmp_path):
     results = run(tmp_path / "two", 2, "sft_lora")
     assert_same_decisions(results, results[0]["history"])
-    assert results[0]["history"][0]["test"] == "search"
-    assert results[0]["search"] == results[1]["search"] == results[0]["history"][0]["learning_rate"]
+    assert [entry["test"] for entry in results[0]["history"]] == ["below_bound", "look"]
+    assert results[0]["search"] == results[1]["search"] == results[0]["history"][1]["learning_rate"]
 
 
 @pytest.mark.skipif(IS_TORCH_2_6, reason="torch 2.6 cannot load the optimizer of a DDP checkpoint to a CPU")

@@ -3,6 +3,7 @@
 
 """Searches and trains on one engine under torchrun, and writes what each process saw: see test_engines.py."""
 
+import contextlib
 import gc
 import json
 import os
@@ -19,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toys
 
+import hf_exptest.callback
 from hf_exptest import ExpTestCallback, find_learning_rate
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -204,8 +206,23 @@ def train(folder, engine, callback, **options):
     return trainer
 
 
+@contextlib.contextmanager
+def told(search):
+    """In place of a bound and a look, what they have found."""
+    names = "first_update_bound", "look"
+    before = [getattr(hf_exptest.callback, name) for name in names]
+    found = lambda trainer: (search.upper_bound, 0), lambda *args, **kwargs: search
+    for name, function in zip(names, found, strict=True):
+        setattr(hf_exptest.callback, name, function)
+    try:
+        yield
+    finally:
+        for name, function in zip(names, before, strict=True):
+            setattr(hf_exptest.callback, name, function)
+
+
 def search(folder, engine, **options):
-    """A training after the search, one given the rate that it found, and one resumed."""
+    """A training with its look, one that is told what the look finds, and one resumed."""
     # As transformers itself shards, it does not train all of a parameter whose shards differ, and saves no optimizer.
     is_native = engine == "native"
     options["num_words"] = 34 if is_native else 33
@@ -214,7 +231,8 @@ def search(folder, engine, **options):
     trainer = train(folder, engine, callback, **options, **saved)
     result = {"search": numbers(callback.search), "after": trace(trainer)}
     close(trainer)
-    trainer = train(folder, engine, ExpTestCallback(learning_rate=callback.search.learning_rate), **options)
+    with told(callback.search):
+        trainer = train(folder, engine, ExpTestCallback(), **options)
     result["given"] = trace(trainer)
     if not is_native:
         close(trainer)
@@ -222,7 +240,7 @@ def search(folder, engine, **options):
         trainer = make_trainer(folder, engine, [callback], **options)
         trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{SAVED_AT}")
         result["resumed"] = trace(trainer, STEPS - SAVED_AT)
-        result["starts"] = callback.history[0]
+        result["starts"] = callback.history[:2]
     return trainer, result
 
 
@@ -239,7 +257,7 @@ def find(folder, engine, **options):
 
 
 def fail(folder, engine, **options):
-    """In the search, one process alone meets an error."""
+    """In the look, one process alone meets an error."""
     trainer = make_trainer(folder, engine, [ExpTestCallback()], **options)
     compute_loss, calls = trainer.compute_loss, []
 

@@ -6,8 +6,8 @@ Kills a training again and again, and compares what comes out of it with one tha
 
     python tests/end_to_end/killed.py NUM_KILLS
 
-A third of the kills come at any time, a third in the search, a third while a checkpoint is written. Each new start
-resumes from the last whole checkpoint, the one whose last file is there.
+A third of the kills come at any time, a third in the bound or the look, a third while a checkpoint is written. Each
+new start resumes from the last whole checkpoint, the one whose last file is there.
 """
 
 import json
@@ -27,10 +27,12 @@ import toys
 from transformers import Trainer
 
 import hf_exptest.callback
-from hf_exptest import ExpTestCallback
+from hf_exptest import ExpTestCallback, Report
 
-KINDS = ["any time", "search", "checkpoint"]
-MAX_STEPS = 60
+# It takes longer than the training.
+Report.save_figure = lambda self, folder: None
+KINDS = ["any time", "look", "checkpoint"]
+MAX_STEPS, LOOK_AT = 60, 6
 
 
 def whole_checkpoints(folder):
@@ -54,14 +56,16 @@ def train(folder, say):
 
         return call
 
-    search = hf_exptest.callback.search_learning_rate
-    hf_exptest.callback.search_learning_rate = announced(search, "s")
+    for name in ("first_update_bound", "look"):
+        setattr(hf_exptest.callback, name, announced(getattr(hf_exptest.callback, name), "l"))
     Trainer._save_checkpoint = announced(Trainer._save_checkpoint, "c")
+    Trainer._save_optimizer_and_scheduler = announced(Trainer._save_optimizer_and_scheduler, "o")
     callback = ExpTestCallback(warmup=0.1, cooldown=0.1, window=0.4)
     trainer = toys.make_trainer(folder, [callback], max_steps=MAX_STEPS, save_strategy="steps", save_steps=4)
     # From a checkpoint of the last step, Trainer makes one step too many, with ExpTest or without.
     checkpoints = {step: path for step, path in whole_checkpoints(folder).items() if step < MAX_STEPS}
     trainer.train(resume_from_checkpoint=str(checkpoints[max(checkpoints)]) if checkpoints else None)
+    assert [entry["step"] for entry in callback.history if entry["test"] == "look"] == [LOOK_AT]
     torch.save([callback.history, trainer.model.state_dict()], folder / "result.pt")
 
 
@@ -77,12 +81,12 @@ def in_child(folder, kind):
     os.close(writer)
     if kind is not None:
         # Wait for the word, or not; then a moment longer.
-        wanted = {"any time": b"", "search": b"s", "checkpoint": b"c"}[kind]
+        wanted = {"any time": b"", "look": b"l", "checkpoint": random.choice([b"c", b"o"])}[kind]
         while wanted:
             heard = os.read(reader, 1)
             if heard in (wanted, b""):
                 break
-        time.sleep(random.uniform(0, {"any time": 1.5, "search": 0.3, "checkpoint": 0.02}[kind]))
+        time.sleep(random.uniform(0, {"any time": 1.5, "look": 0.3, "checkpoint": 0.01}[kind]))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     os.close(reader)
@@ -110,8 +114,8 @@ def main(num_kills):
         for i in range(num_kills):
             kind = KINDS[i % 3]
             while True:
-                # Only a run without a checkpoint searches.
-                if (folder / "result.pt").exists() or (kind == "search" and whole_checkpoints(folder)):
+                has_looked = max(whole_checkpoints(folder), default=0) >= LOOK_AT
+                if (folder / "result.pt").exists() or (kind == "look" and has_looked):
                     folder = Path(temporary, str(int(folder.name) + 1))
                 if in_child(folder, kind):
                     break

@@ -42,25 +42,32 @@ def logged(folder, name):
 
 
 def stated_rates(text):
-    """Those that the text says are the rate; the search's progress bar says which one it tries."""
-    text = re.sub(r"ExpTest search: .*", "", text)
+    """Those that the text says are the rate; the look's progress bar says which one it tries."""
+    text = re.sub(r"ExpTest look: .*", "", text)
     return [float(rate) for rate in re.findall(r"learning[_ ]rate`?:? (\d(?:[\d.e+-]*\d)?)", text)]
 
 
 def assert_exptest_set_the_rate(folder, done, state=None):
-    """The log follows the rate that was found, and so does every sentence about it."""
-    found = read_json(folder / "exptest.json")["history"][0]["learning_rate"]
+    """The log follows the rates of the start and the look, and so does every sentence about them."""
+    start, look = read_json(folder / "exptest.json")["history"][:2]
+    assert (start["test"], look["test"], look["step"]) == ("below_bound", "look", 3)
+    low, found = start["learning_rate"], look["learning_rate"]
     # No trace of the default 5e-5, or of TRL's 1e-6 to 2e-5.
     assert found > 2e-4
-    # The 3 steps of warm-up.
+    # The 3 steps of warm-up, and 5 of the second one.
     rates = logged(state or folder, "learning_rate")
     assert len(rates) == 30
-    assert rates[:4] == pytest.approx([found / 3, found * 2 / 3, found, found])
+    rise = [low + (found - low) * share for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert rates[:9] == pytest.approx([low / 3, low * 2 / 3, low, *(rise if found > low else [found] * 5), found])
     card = (folder / "README.md").read_text()
     for text in (card, done.stdout + done.stderr):
         # In two digits, at worst.
-        assert stated_rates(text) == pytest.approx([found] * len(stated_rates(text)), rel=0.05)
-        assert stated_rates(text) != []
+        stated = stated_rates(text)
+        assert [rate for rate in stated if rate not in (pytest.approx(low, 0.05), pytest.approx(found, 0.05))] == []
+        assert stated != []
+    # Among the hyper-parameters there is the rate that was found, and no other.
+    listed = [float(rate) for rate in re.findall(r"- `?learning_rate`?: (\S+)", card)]
+    assert listed == pytest.approx([found] * len(listed), rel=0.05)
     assert all(kind.startswith("ExpTest") for kind in re.findall(r"lr_scheduler_type`?: (.*)", card))
     assert re.findall(r"warmup_(?:steps|ratio)`?: .*|lr_scheduler_(?:kwargs|warmup\w*)`?: .*", card) == []
 

@@ -1,0 +1,219 @@
+# Copyright 2026 The hf_exptest authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+How does the best rate of a trial go over to the rest of the run? Records wide looks, and judges rules by them.
+
+    python -m examples.benchmarks.horizon --data DATA --out looks.jsonl --runs RUNS.jsonl ...
+
+A recorded look has trials at every rate from a third of the present one to 81 times it, where the product would stop
+earlier; it is made once. The regret of a rule is read off the grid's runs of the same task and length (in the files of
+`--runs`), between its rates. Each constant is chosen on the other tasks, so that no task judges a rule that it shaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from transformers import Trainer
+from transformers.utils import logging
+
+from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
+from hf_exptest.search import SPACING, paired_p_value, vertex
+from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
+
+from .run import BF16_TASKS, BUDGETS, Row, append_row
+from .tables import markdown
+from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
+
+POWERS = range(-1, 5)
+# Where the product begins, in powers of the spacing.
+FIRST_POWER, MOST_TRIALS = 2, 4
+# Constants of a rule: where the power begins, how it falls with the share of the loss that the best trial removes, and
+# with what a third of its rate lacks of that.
+Rule = tuple[float, float, float]
+CANDIDATES = {
+    "vertex, not moved": [(0.0, 0.0, 0.0)],
+    "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (0.0,))),
+    "by the share removed": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.3, 0.6, 0.8, 1.0, 1.2), (0.0,))),
+    "by the lower neighbour": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0,), (0.2, 0.4, 0.6, 0.8))),
+    "by both": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0, 0.3, 0.6, 0.8, 1.0, 1.2), (0.0, 0.2, 0.4, 0.6))),
+}
+
+
+class Recorder(ExpTestCallback):
+    """Makes all trials of the lengths in question in place of the first look, and ends the training."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self._lengths = lengths
+        self.row: Row = {}
+
+    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        if not scheduler.wants_look:
+            return
+        with open_stage(trainer, max(self._lengths) + NUM_EVAL_BATCHES) as stage:
+            trials = [
+                stage.trial(scheduler.learning_rate * SPACING**power, length)
+                for length in self._lengths
+                for power in POWERS
+            ]
+            self.row = {
+                "step": trainer.state.global_step,
+                "start": scheduler.learning_rate,
+                "untouched": stage.untouched,
+                "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses) for trial in trials],
+            }
+        trainer.control.should_training_stop = True
+
+
+def record(task: str, seed: int, num_steps: int, lengths: Sequence[int], data: Path) -> Row:
+    """One wide look, as plain values; the loss of a trial that diverged is `None`."""
+    recorder = Recorder(lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(task, data, seed, num_steps, folder, [recorder], bf16=task in BF16_TASKS).train()
+    row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.row}
+    row["trials"] = [
+        [length, rate, ends if all(map(math.isfinite, ends)) else None] for length, rate, ends in row["trials"]
+    ]
+    return row
+
+
+def read_grids(paths: Sequence[Path]) -> dict[tuple[str, int], dict[float, float]]:
+    """Mean metric by task and number of steps, and by rate; those that diverged count as nothing."""
+    metrics: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
+        if row["method"].startswith("grid ") and math.isfinite(row["metric"]):
+            budget = row.get("budget", NUM_STEPS.get(row["task"]))
+            metrics[row["task"], budget][float(row["method"].split()[1])].append(row["metric"])
+    return {key: {rate: mean(values) for rate, values in rates.items()} for key, rates in metrics.items()}
+
+
+def regret(grid: Mapping[float, float], rate: float, is_higher_better: bool) -> float:
+    """Percent of the best metric of the grid that is lost at `rate`, between its rates or at its edge."""
+    rates = sorted(grid)
+    best = (max if is_higher_better else min)(grid.values())
+    curve = PchipInterpolator(np.log(rates), [grid[rate] for rate in rates])
+    metric = float(curve(np.clip(math.log(rate), math.log(rates[0]), math.log(rates[-1]))))
+    return 100 * (best - metric if is_higher_better else metric - best) / best
+
+
+def estimate(trials: Mapping[int, Trial], untouched: Sequence[float]) -> tuple[float, float, float]:
+    """
+    What the product makes of the trials, by their powers of the spacing, before the horizon.
+
+    Returns:
+        `tuple`: the centre, the share of the loss that the best trial removes, and what a third of its rate lacks.
+    """
+    loss = mean(untouched)
+    ends = {power: min(trial.end_loss, loss) for power, trial in trials.items()}
+    made = {FIRST_POWER, FIRST_POWER + 1}
+
+    def best() -> int:
+        return min(made, key=lambda power: (ends[power], power))
+
+    while len(made) < MOST_TRIALS:
+        missing = [power for power in (best() + 1, best() - 1) if power not in made and power in trials]
+        if not missing:
+            break
+        made.add(missing[0])
+    lowest = best()
+    while lowest - 1 in made and paired_p_value(trials[best()].end_losses, trials[lowest - 1].end_losses) >= 0.05:
+        lowest -= 1
+    centre = vertex([trials[power].learning_rate for power in made], [ends[power] for power in made])
+    if lowest < best():
+        centre = min(centre, math.sqrt(trials[lowest].learning_rate * trials[best()].learning_rate))
+    gain = loss - ends[best()]
+    kept = (loss - ends[best() - 1]) / gain if best() - 1 in made and gain > 0 else 0.0
+    return centre, gain / loss, 1.0 - kept
+
+
+def regrets(
+    looks: Sequence[Row], grids: Mapping[tuple[str, int], Mapping[float, float]]
+) -> Callable[[Rule], dict[tuple[str, int], float]]:
+    """A function that gives the mean regret of a rule by task and length of the run."""
+    cases = []
+    for row in looks:
+        for length in sorted({trial[0] for trial in row["trials"]}):
+            trials = {
+                round(math.log(rate / row["start"], SPACING)): Trial(rate, length, [], ends or [math.inf])
+                for of_length, rate, ends in row["trials"]
+                if of_length == length
+            }
+            times = (row["num_steps"] - row["step"]) / length
+            cases.append(((row["task"], row["num_steps"]), times, *estimate(trials, row["untouched"])))
+
+    def of(rule: Rule) -> dict[tuple[str, int], float]:
+        found: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for key, times, centre, share, lack in cases:
+            rate = centre * times ** (rule[0] - rule[1] * share - rule[2] * lack)
+            found[key].append(regret(grids[key], rate, IS_HIGHER_BETTER[key[0]]))
+        return {key: mean(values) for key, values in found.items()}
+
+    return of
+
+
+def table(looks: Sequence[Row], grids: Mapping[tuple[str, int], Mapping[float, float]]) -> str:
+    """Markdown: regret with the constants that are best on all tasks, and with those chosen on the other tasks."""
+    of = regrets(looks, grids)
+    kinds = sorted({row["task"].removesuffix(" 3000") for row in looks})
+    lines = []
+    for name, rules in CANDIDATES.items():
+        found = {rule: of(rule) for rule in rules}
+        best = min(rules, key=lambda rule: mean(found[rule].values()))
+        left_out = []
+        for kind in kinds:
+            others = {rule: [v for k, v in found[rule].items() if not k[0].startswith(kind)] for rule in rules}
+            chosen = min(rules, key=lambda rule: mean(others[rule]))
+            left_out += [value for key, value in found[chosen].items() if key[0].removesuffix(" 3000") == kind]
+        values = found[best].values()
+        lines.append(
+            [
+                name,
+                " ".join(f"{x:g}" for x in best),
+                f"{mean(values):.2f}",
+                f"{max(values):.2f}",
+                f"{mean(left_out):.2f}",
+                f"{max(left_out):.2f}",
+            ]
+        )
+    header = ["rule", "best constants", "mean regret, %", "worst, %", "chosen on other tasks: mean, %", "worst, %"]
+    return markdown(header, lines)
+
+
+def main() -> None:
+    """Record what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets, see tasks.py")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines of looks; added to")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="files with the grid's runs")
+    parser.add_argument("--tasks", nargs="*", default=CPU_TASKS, choices=CPU_TASKS, help="to record (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    looks: list[Any] = []
+    if options.out.exists():
+        looks = [json.loads(line) for line in options.out.read_text().splitlines()]
+    made = {(row["task"], row["seed"], row["num_steps"]) for row in looks}
+    for task, seed in itertools.product(options.tasks, options.seeds):
+        num_steps = BUDGETS[task]
+        if (task, seed, num_steps) not in made:
+            looks.append(record(task, seed, num_steps, [28, 56], options.data))
+            append_row(options.out, looks[-1])
+    grids = read_grids(options.runs)
+    print(table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids))
+
+
+if __name__ == "__main__":
+    main()
