@@ -332,9 +332,24 @@ class DeepSpeedState:
             vars(owner).update(values)
 
     def close(self) -> None:
-        """Put the loss scale and the scheduler back."""
+        """Put the loss scale, the scheduler and the powers of the betas back."""
         self._optimizer.loss_scaler = self._scaler
         self._engine.lr_scheduler = self._scheduler
+        inner = getattr(self._optimizer, "optimizer", None)
+        if hasattr(inner, "ds_opt_adam"):
+            _count_again(inner)
+
+
+def _count_again(optimizer: Any) -> None:
+    """
+    DeepSpeed's Adam on the CPU multiplies powers of its betas up from step to step, in C++ alone, where the last bits
+    depend on the way. It takes that way again, on numbers that nobody needs.
+    """
+    num_steps = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+    beta1, beta2 = optimizer.param_groups[0]["betas"]
+    numbers = [torch.zeros(1) for _ in range(4)]
+    for step in range(1, num_steps + 1):
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True, *numbers)
 
 
 def _to_host(value: Any) -> Any:

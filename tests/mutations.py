@@ -205,8 +205,8 @@ MUTANTS = [
         "a loss beside one of zero is no divergence",
         "stage.py",
         "> max(size, 4 * spread)",
-        "> abs(first)",
-        "tests/test_invisible.py -k without_a_loss",
+        "> size",
+        "tests/test_invisible.py -k beside",
     ),
     (
         "a first batch without a gradient says nothing",
@@ -302,9 +302,16 @@ MUTANTS = [
     (
         "iterators of a running epoch are not moved",
         "snapshot.py",
-        "        self.places.close()\n",
-        "",
+        "        self.places.restore()\n        return self\n",
+        "        return self\n",
         "tests/test_put_back.py -k iterator",
+    ),
+    (
+        "iterators that stood in are gone",
+        "places.py",
+        "        self._restore(lambda kept: kept.value)\n",
+        "        pass\n",
+        "tests/test_put_back.py -k stand_in",
     ),
     (
         "a running loader with workers can be looked from",
@@ -318,7 +325,7 @@ MUTANTS = [
         "snapshot.py",
         "                copied.tensor.grad = copied.gradient\n",
         "                copied.tensor.grad = None\n",
-        "tests/test_put_back.py -k weights_of_the_loss",
+        "tests/test_put_back.py -k weights",
     ),
     (
         "find_learning_rate undoes the steps up to its look",

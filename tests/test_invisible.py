@@ -25,6 +25,7 @@ from toys import (
 from transformers import PretrainedConfig, Trainer, TrainerCallback, set_seed
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Report, find_learning_rate
+from hf_exptest.stage import Stage
 
 
 class Talking(Trainer):
@@ -496,6 +497,13 @@ def test_batches_without_a_loss_are_no_divergence(tmp_path, num_easy):
     found = find_learning_rate(ordered(model=Margin(), args=args, train_dataset=rows))
     assert [trial.outcome for trial in found.trials if trial.learning_rate < 0.1].count("diverged") == 0
     assert {len(trial.curve) for trial in found.trials if trial.outcome == "ended"} == {14}
+
+
+def test_a_loss_beside_those_of_zero_is_not_high():
+    stage = object.__new__(Stage)
+    stage.untouched = [0.0] * 11 + [0.7]
+    assert not stage._is_high(0.7, 0.0)
+    assert stage._is_high(7.0, 0.0)
 
 
 class RawFeatures(nn.Module):

@@ -544,6 +544,26 @@ def test_places_do_not_touch_what_onlookers_collect():
     assert calls[0] == calls[1]
 
 
+class Slots:
+    __slots__ = ("numbers",)
+
+
+def test_copies_stand_in_for_iterators_that_others_hold():
+    holder, slots = types.SimpleNamespace(rows=iter(range(9))), Slots()
+    slots.numbers = itertools.count(5)
+    listed = [iter("abc")]
+    held = holder.rows, slots.numbers, listed[0]
+    places = Places()
+    places.add("holder", [holder, slots, listed])
+    for _ in range(2):
+        places.restore()
+        assert (next(holder.rows), next(slots.numbers), next(listed[0])) == (0, 5, "a")
+    places.close()
+    assert (holder.rows, slots.numbers, listed[0]) == held
+    # Nobody has moved them.
+    assert [next(iterator) for iterator in held] == [0, 5, "a"]
+
+
 class Generated(torch.utils.data.IterableDataset):
     """Rows from a source that nothing can put back; how many of them were read is told."""
 

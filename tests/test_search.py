@@ -34,12 +34,10 @@ from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_l
 from hf_exptest.bounds import ray_bound
 from hf_exptest.search import (
     _HOPELESS,
-    _HORIZON,
     MAX_STEPS,
     MIN_STEPS,
     SPACING,
     START_SHARE,
-    _horizon_factor,
     _is_hopeless,
     paired_p_value,
     search,
@@ -511,7 +509,7 @@ def look(stage, rate=1e-3, budget=400, is_start=False, config=None, longer=1):
         rate,
         config or ExpTestConfig(),
         step=100,
-        num_training_steps=100 + longer * trial_steps(budget),
+        num_training_steps=100 + round(longer * trial_steps(budget)),
         budget=budget,
         is_start=is_start,
     )
@@ -745,20 +743,24 @@ def test_nothing_climbs_for_next_to_nothing():
     assert max(gaining.tried) > 1e-3 * SPACING**4
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("times", [0.5, 1.0, 16.0])
-def test_the_rate_goes_over_to_a_longer_run_by_a_power(times, gain):
-    best = Trial(1e-3, 14, [], [2 - 2 * gain] * 2)
-    expected = max(1.0, times) ** (_HORIZON[0] - _HORIZON[1] * gain)
-    assert _horizon_factor(best, [2.0, 2.0], times) == pytest.approx(expected)
-    # A trial above the untouched loss gains nothing, and a loss that may be negative has no share.
-    assert _horizon_factor(Trial(1e-3, 14, [], [3.0]), [2.0], 4.0) == pytest.approx(4.0 ** _HORIZON[0])
-    assert _horizon_factor(Trial(1e-3, 14, [], [-3.0]), [-2.0], 4.0) == pytest.approx(4.0 ** _HORIZON[0])
+def over(longer, gain=1.0, curvature=0.1):
+    """The rate for a rest of the run so many times longer than the trials, which remove `gain` of a loss of 2."""
+    stage = Table(lambda rate: 2.0 - gain * (1.0 - curvature * np.log(rate / 9e-3) ** 2), noise=1e-6)
+    return look(stage, is_start=True, longer=longer).learning_rate
 
 
-def test_a_longer_rest_of_the_run_changes_the_rate_by_that_power_alone():
-    rates = [look(Table(parabola(4e-3)), is_start=True, longer=longer).learning_rate for longer in (1, 100)]
-    assert rates[1] / rates[0] == pytest.approx(100 ** (_HORIZON[0] - _HORIZON[1] * 0.5), rel=0.1)
+def test_the_rate_goes_over_to_a_longer_run_by_a_power_of_its_length():
+    rates = [over(longer) for longer in (0.25, 1, 10, 100)]
+    # Not to a shorter one.
+    assert rates[0] == rates[1] == pytest.approx(9e-3, rel=0.06)
+    assert rates[3] / rates[2] == pytest.approx(rates[2] / rates[1], rel=0.15)
+    assert rates[3] != rates[1]
+
+
+def test_the_more_there_was_to_learn_the_lower_is_the_rate_of_a_longer_run():
+    assert over(100, gain=1.9) < over(100, gain=1.0) < over(100, gain=0.1)
+    # Where lower rates do far less, too.
+    assert over(100, curvature=0.5) < over(100, curvature=0.05)
 
 
 def test_paired_p_values():
