@@ -13,18 +13,12 @@ Your own model and data, from the Hub or from a local folder (with a column `tex
 
 Expected from the first command, after half a minute, up to a digit or so:
 
-    upper bound along the first update: 0.2
+    upper bound along the first update: 0.005
     learning rate   steps   loss on held-out batches
-    0.0025             14   4.055
-    0.0074             14   3.316
-    0.022              14   3.375
-    0.067              14   3.408
-    0.2                14   3.502
-    0.0039             56   2.846
-    0.0068             56   2.864
-    0.012              56   2.966
-    0.02               56   2.939
-    found for 300 steps: 0.0013 (took 308 steps)
+    0.0015             33   3.434
+    0.0046             33   3.338
+    0.014              33   3.333
+    found for 300 steps: 0.0067 (took 118 steps)
     Figure: learning-rate.png
 """
 

@@ -14,19 +14,17 @@ a local folder (with a column `text`, as text files have):
 
 Expected at the end of the first command, after about a minute, up to a digit or so:
 
-    Without a break, last loss 2.254. ExpTest found the learning rate 0.0015 before the first step.
-    It tried short runs from the same weights, beginning at the upper bound 0.2:
+    Without a break, last loss 2.558. ExpTest found the learning rate 0.0065 while training at step 20.
+    At step 20 of 200 it tried rates on the weights of the run, which began below the upper bound 0.005:
     ...
-    The search took 308 steps in 12 s; then the model was put back as it was.
+    The look took 79 steps in 3 s; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.0015 (search)
-        step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015
+        starts with learning rate 0.00017 (below bound)
+        step 20: a look finds a higher rate better (p = 6.5e-11): learning rate 0.00017 -> 0.0065
+        step 60: too few or too noisy losses to tell whether the loss falls (p = 0.11 over 40 steps): ...
 
-    Resumed, last loss 2.254. ExpTest found the learning rate 0.0015 before the first step.
+    Resumed, last loss 2.558. ExpTest found the learning rate 0.0065 while training at step 20.
     ...
-    Decisions:
-        starts with learning rate 0.0015 (search)
-        step 60: loss still falls (p = 4.7e-09 over 40 steps): learning rate stays 0.0015
 
     The same decisions: True
 """

@@ -81,7 +81,6 @@ class Report:
         >>> callback = ExpTestCallback(learning_rate=0.03)
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset, callbacks=[callback])
         >>> result = trainer.train()
-        ExpTest: step 45: loss no longer falls ...
         >>> report = Report.load(args.output_dir)
         >>> report.starting_rate, report.rate_source, len(report.losses)
         (0.03, 'given', 150)
