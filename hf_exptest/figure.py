@@ -137,10 +137,9 @@ def plot_search(search: _Search, ax: Axes | None = None) -> Axes:
         marker="o",
         label=f"trial of {trials[0].num_steps} steps",
     )
-    for outcome, marker, label in (("diverged", "x", "diverged"), ("behind", "|", "given up, far behind")):
-        rates = [trial.learning_rate for trial in trials if trial.outcome == outcome]
-        if rates:
-            ax.plot(rates, [untouched] * len(rates), color=_VERMILLION, marker=marker, linestyle="", label=label)
+    diverged = [trial.learning_rate for trial in trials if trial.outcome == "diverged"]
+    if diverged:
+        ax.plot(diverged, [untouched] * len(diverged), color=_VERMILLION, marker="x", linestyle="", label="diverged")
     ax.axhline(untouched, color="gray", linestyle=":", label="untouched model, or worse")
     ax.axvline(search.previous_rate, color="gray", label=f"rate until then: {search.previous_rate:.2g}")
     if search.is_conclusive:

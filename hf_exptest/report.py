@@ -53,7 +53,6 @@ _SOURCES = {
     "checkpoint": "the learning rate of a checkpoint",
     "given": "the given learning rate",
 }
-_OUTCOMES = {"diverged": "diverged", "behind": "given up, far behind"}
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
 REPORT_VERSION = 4
@@ -350,7 +349,7 @@ def _trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
         (
             f"{trial.learning_rate:.2e}",
             str(len(trial.curve)),
-            f"{trial.end_loss:.4f}" if trial.outcome == "ended" else _OUTCOMES[trial.outcome],
+            f"{trial.end_loss:.4f}" if trial.outcome == "ended" else trial.outcome,
         )
         for trial in trials
     ]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,10 +32,6 @@ MIN_STEPS, MAX_STEPS = 14, 256
 _TRIALS_IN_BUDGET = 3
 # A short run may spend so much, since fewer steps say nothing.
 _SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
-# A trial is given up if its last so many losses are below none of a better one's, on the same batches, by this
-# significance. Only where it is two or more spacings below it, since the neighbours of the best bend the parabola.
-_LOSSES_COMPARED = 8
-_HOPELESS = 1e-3
 # Ends that differ by less than this share of what the best one gains are equal: DPO losses of 1e-9 and 1e-30 were told
 # apart without it, and followed up to a rate of 0.8 (tests/test_search.py).
 _TIE = 1e-3
@@ -44,8 +40,6 @@ _TIE = 1e-3
 # horizon" in examples/benchmarks/README.md.
 _HORIZON = 0.2, 0.8, 0.2
 
-IsHopeless = Callable[[Sequence[float]], bool]
-
 
 class Stage(Protocol):
     """What makes trials, each from the same weights; `hf_exptest.stage` has the one for a Trainer."""
@@ -53,8 +47,8 @@ class Stage(Protocol):
     untouched: list[float]
     num_steps: int
 
-    def trial(self, learning_rate: float, num_steps: int, is_hopeless: IsHopeless) -> Trial:
-        """Try a rate over so many steps, or until its curve is hopeless."""
+    def trial(self, learning_rate: float, num_steps: int) -> Trial:
+        """Try a rate over so many steps."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ def search(
     first_powers = (_FIRST_POWER, _FIRST_POWER + 1) if is_start else (0, -1)
     trials = _walk(stage, learning_rate, length, budget, first_powers)
     best = trials[_best_power(trials, stage.untouched)]
-    p_value = paired_p_value(best.end_losses, stage.untouched) if is_start else _evidence(best, trials[0])
+    p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
         power = _horizon_power(trials, stage.untouched)
@@ -189,9 +183,7 @@ def _walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tup
     trials: dict[int, Trial] = {}
 
     def add(power: int) -> None:
-        best = None if not trials else _best_power(trials, stage.untouched)
-        rival = [] if best is None or power >= best - 1 else trials[best].curve
-        trials[power] = stage.trial(rate * SPACING**power, length, lambda curve: _is_hopeless(curve, rival))
+        trials[power] = stage.trial(rate * SPACING**power, length)
 
     for power in first_powers:
         add(power)
@@ -219,23 +211,6 @@ def _levelled(ends: Sequence[float], untouched: float) -> list[float]:
     return [lowest if end <= lowest + margin else end for end in ends]
 
 
-def _is_hopeless(curve: Sequence[float], rival: Sequence[float]) -> bool:
-    """Whether the last losses of `curve` are significantly above those of `rival`, which rose as it did."""
-    n = len(curve)
-    if not _LOSSES_COMPARED <= n <= len(rival):
-        return False
-    recent = slice(n - _LOSSES_COMPARED, n)
-    return paired_p_value(rival[recent], curve[recent]) < _HOPELESS
-
-
-def _evidence(best: Trial, present: Trial) -> float:
-    """p-value of `best` being better than `present`: by their ends, or by where `present` was given up."""
-    if present.outcome == "behind":
-        recent = slice(len(present.curve) - _LOSSES_COMPARED, len(present.curve))
-        return paired_p_value(best.curve[recent], present.curve[recent])
-    return paired_p_value(best.end_losses, present.end_losses)
-
-
 def paired_p_value(losses: Sequence[float], others: Sequence[float]) -> float:
     """p-value of the paired one-sided t-test that `losses` are lower than `others`, which are of the same batches."""
     if not np.all(np.isfinite(losses)):
@@ -243,7 +218,8 @@ def paired_p_value(losses: Sequence[float], others: Sequence[float]) -> float:
     if not np.all(np.isfinite(others)):
         return 0.0
     difference = np.subtract(losses, others)
-    if np.ptp(difference) == 0:
+    # All the same but for rounding: one held-out batch, or a loss of which only a constant has changed.
+    if np.ptp(difference) <= 1e-9 * np.max(np.abs(difference)):
         return 0.0 if difference[0] < 0 else 1.0
     return float(scipy.stats.ttest_1samp(difference, 0.0, alternative="less").pvalue)
 
@@ -278,8 +254,7 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
     """
     # A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit.
     ceiling = float(np.mean(untouched))
-    ended = [trial for trial in trials if trial.outcome != "behind"]
-    ends = _levelled([min(trial.end_loss, ceiling) for trial in ended], ceiling)
+    ends = _levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)
     lowest = best.learning_rate
     for trial in sorted(trials, key=lambda trial: -trial.learning_rate):
         if trial.learning_rate < lowest:
@@ -287,7 +262,7 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
                 break
             lowest = trial.learning_rate
     top = math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
-    return min(top, vertex([trial.learning_rate for trial in ended], ends))
+    return min(top, vertex([trial.learning_rate for trial in trials], ends))
 
 
 def _horizon_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ from .internals import (
 )
 from .processes import fewest_over_processes, mean_over_processes
 from .scheduler import reference_group, set_learning_rates
-from .search import MAX_STEPS, IsHopeless
+from .search import MAX_STEPS
 from .snapshot import Snapshot
 from .trial import Trial
 
@@ -177,7 +177,7 @@ class Stage:
                 break
         return self._evaluate([batch])[0]
 
-    def trial(self, learning_rate: float, num_steps: int, is_hopeless: IsHopeless = lambda curve: False) -> Trial:
+    def trial(self, learning_rate: float, num_steps: int) -> Trial:
         """Rise and fall of the rate in `num_steps` steps, then the loss on the held-out batches."""
         if self._progress is not None:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
@@ -192,16 +192,14 @@ class Stage:
             # The first loss is that of the untouched model, as training sees it: with dropout.
             num_high = num_high + 1 if self._is_high(curve[-1], curve[0]) else 0
             if num_high >= _PATIENCE or not math.isfinite(curve[-1]):
-                return self._given_up(learning_rate, num_steps, curve, "diverged")
-            if step + 1 < num_steps and is_hopeless(curve):
-                return self._given_up(learning_rate, num_steps, curve, "behind")
+                return self._diverged(learning_rate, num_steps, curve)
         ends = self._evaluate(self._eval_batches)
         if not np.all(np.isfinite(ends)):
-            return self._given_up(learning_rate, num_steps, curve, "diverged")
+            return self._diverged(learning_rate, num_steps, curve)
         return Trial(learning_rate, num_steps, curve, ends)
 
-    def _given_up(self, learning_rate: float, num_steps: int, curve: list[float], outcome: str) -> Trial:
-        return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches), outcome)
+    def _diverged(self, learning_rate: float, num_steps: int, curve: list[float]) -> Trial:
+        return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches), "diverged")
 
     def _is_high(self, loss: float, first: float) -> bool:
         """Whether a loss is above the untouched model's by as much as they are, and by far more than they vary."""

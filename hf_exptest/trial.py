@@ -19,8 +19,8 @@ class Trial:
         learning_rate (`float`): peak rate of the first parameter group that is trained.
         num_steps (`int`): length of the trial in optimizer steps.
         curve (`list[float]`): loss of each step that was made; all trials of a look see the same batches.
-        end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it was given up.
-        outcome (`str`): "ended"; "diverged"; or "behind": given up, far behind another on the same batches.
+        end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it diverged.
+        outcome (`str`): "ended" or "diverged".
 
     Example:
 

@@ -58,7 +58,7 @@ SEARCH = LearningRateSearch(
     p_value=0.002,
     untouched_losses=[0.625, 0.875] * 6,
     trials=[
-        Trial(0.03, 24, [0.75] * 9, [math.inf] * 12, "behind"),
+        Trial(0.03, 24, [0.75] * 24, [0.625, 0.8125] * 6),
         Trial(0.1, 24, [0.75] * 24, [0.5, 0.625] * 6),
         Trial(0.3, 24, [0.75] * 24, [0.375, 0.625] * 6),
         Trial(0.9, 24, [0.75] * 4, [math.inf] * 12, "diverged"),

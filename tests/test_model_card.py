@@ -40,7 +40,7 @@ At step 10 of 100 it tried rates on the weights of the run, which began below th
 | 9.00e-01 | 4 | diverged |
 | 3.00e-01 | 24 | 0.5000 |
 | 1.00e-01 | 24 | 0.5625 |
-| 3.00e-02 | 9 | given up, far behind |
+| 3.00e-02 | 24 | 0.7188 |
 | untouched | 0 | 0.7500 |
 
 The best of them ends lower than the untouched model (p = 0.002); carried over from 24 steps to the 90 that were left,\

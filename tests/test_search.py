@@ -33,13 +33,11 @@ import hf_exptest.callback
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_learning_rate
 from hf_exptest.bounds import ray_bound
 from hf_exptest.search import (
-    _HOPELESS,
     _TRIALS_IN_BUDGET,
     MAX_STEPS,
     MIN_STEPS,
     SPACING,
     START_SHARE,
-    _is_hopeless,
     paired_p_value,
     search,
     search_steps,
@@ -488,15 +486,13 @@ class Table:
         self.num_steps = 0
         self.tried = []
 
-    def trial(self, learning_rate, num_steps, is_hopeless):
+    def trial(self, learning_rate, num_steps):
         self.tried.append(learning_rate)
         curve = []
         for step in range(num_steps):
             # The same batches in each trial.
             curve.append(self.curve(learning_rate, step) + 0.01 * np.sin(step))
             self.num_steps += 1
-            if step + 1 < num_steps and is_hopeless(curve):
-                return Trial(learning_rate, num_steps, curve, [np.inf] * len(self._shared), "behind")
         end = self.end(learning_rate)
         if not np.isfinite(end):
             return Trial(learning_rate, num_steps, curve[:4], [np.inf] * len(self._shared), "diverged")
@@ -631,71 +627,17 @@ def test_few_steps_are_for_three_trials_at_least():
     assert stage.num_steps == 3 * MIN_STEPS
 
 
-@pytest.mark.parametrize("is_start", [True, False])
-@pytest.mark.parametrize("seed", range(10))
-def test_a_neighbour_of_the_best_is_never_given_up(seed, is_start):
-    # It bends the parabola. The curves are such that all below another are hopeless beside it.
-    draw = np.random.default_rng(seed)
-    best = np.exp(draw.uniform(-9, -4))
-    stage = Table(
-        parabola(best, curvature=0.2), untouched=4.0, curve=lambda rate, step: 2.0 - 0.1 * step * np.log(rate / 1e-9)
-    )
-    found = look(stage, budget=10**5, is_start=is_start)
-    outcomes = [trial.outcome for trial in found.trials]
-    place = int(np.argmin([trial.end_loss for trial in found.trials]))
-    assert outcomes[place - 1 : place + 2] == ["ended"] * 3
-
-
-@pytest.mark.parametrize("is_start", [True, False])
-def test_what_was_given_up_bends_no_parabola(is_start):
-    class GivingUp(Table):
-        """Gives up what a walk may give up: two spacings below the best."""
-
-        def trial(self, learning_rate, num_steps, is_hopeless):
-            trial = super().trial(learning_rate, num_steps, is_hopeless)
-            is_low = learning_rate < 2e-3
-            ends = [np.inf] * 12 if is_low else trial.end_losses
-            return dataclasses.replace(trial, end_losses=ends, outcome="behind" if is_low else "ended")
-
-    found = look(GivingUp(parabola(9e-3)), budget=2000, rate=1e-3 if is_start else 9e-3, is_start=is_start)
-    ended = [trial for trial in found.trials if trial.outcome == "ended"]
-    assert found.learning_rate == pytest.approx(
-        vertex([trial.learning_rate for trial in ended], [trial.end_loss for trial in ended]), rel=0.06
-    )
-
-
-def test_a_trial_of_a_trainer_ends_where_it_is_hopeless_or_diverges(tmp_path):
+def test_a_trial_of_a_trainer_ends_where_it_diverges(tmp_path):
     trainer = make_trainer(tmp_path, [], model=language_model(), data=language_data(), max_grad_norm=0.0)
     trainer.create_optimizer()
     trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
     with open_stage(trainer, num_batches=12) as stage:
         ended = stage.trial(1e-3, 10)
-        behind = stage.trial(1e-3, 10, lambda curve: len(curve) == 7)
-        late = stage.trial(1e-3, 10, lambda curve: len(curve) == 10)
         diverged = stage.trial(1e30, 10)
-    assert [trial.outcome for trial in (ended, behind, late, diverged)] == ["ended", "behind", "ended", "diverged"]
-    assert late == ended
-    assert behind.curve == ended.curve[:7]
-    assert np.isinf(behind.end_losses).all()
+    assert (ended.outcome, diverged.outcome) == ("ended", "diverged")
     assert np.isinf(diverged.end_losses).all()
-    assert stage.num_steps == 10 + 7 + 10 + len(diverged.curve)
+    assert stage.num_steps == 10 + len(diverged.curve)
     assert len(diverged.curve) < 10
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_hopeless_is_what_a_paired_test_of_the_last_losses_says(seed):
-    draw = np.random.default_rng(seed)
-    rival, own = draw.normal(size=30), draw.normal(size=30)
-    for n in range(1, 31):
-        shift = draw.choice([0.0, 1.0, 3.0])
-        curve = list(rival[:n] + shift + own[:n])
-        expected = n >= 8 and (
-            scipy.stats.ttest_rel(curve[n - 8 :], rival[n - 8 : n], alternative="greater").pvalue < _HOPELESS
-        )
-        assert _is_hopeless(curve, list(rival)) == expected
-    # A rival that was given up itself, and none, tell nothing.
-    assert not _is_hopeless([5.0 + x for x in range(20)], [0.0] * 19)
-    assert not _is_hopeless([5.0] * 20, [])
 
 
 def test_a_present_rate_that_diverges_is_left():
