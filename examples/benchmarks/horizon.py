@@ -69,12 +69,14 @@ class Recorder(ExpTestCallback):
                 for length in self._lengths
                 for power in POWERS
             ]
-            self.row = {
-                "step": trainer.state.global_step,
-                "start": scheduler.learning_rate,
-                "untouched": stage.untouched,
-                "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses) for trial in trials],
-            }
+            untouched = stage.untouched
+        # Only now, since a stage puts back what callbacks hold.
+        self.row = {
+            "step": trainer.state.global_step,
+            "start": scheduler.learning_rate,
+            "untouched": untouched,
+            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses) for trial in trials],
+        }
         trainer.control.should_training_stop = True
 
 
