@@ -199,7 +199,7 @@ class Stage:
         return Trial(learning_rate, num_steps, curve, ends)
 
     def _diverged(self, learning_rate: float, num_steps: int, curve: list[float]) -> Trial:
-        return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches), "diverged")
+        return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches))
 
     def _is_high(self, loss: float, first: float) -> bool:
         """Whether a loss is above the untouched model's by as much as they are, and by far more than they vary."""

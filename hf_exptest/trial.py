@@ -20,7 +20,6 @@ class Trial:
         num_steps (`int`): length of the trial in optimizer steps.
         curve (`list[float]`): loss of each step that was made; all trials of a look see the same batches.
         end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it diverged.
-        outcome (`str`): "ended" or "diverged".
 
     Example:
 
@@ -34,9 +33,13 @@ class Trial:
     num_steps: int
     curve: list[float]
     end_losses: list[float]
-    outcome: str = "ended"
 
     @property
     def end_loss(self) -> float:
         """Mean of `end_losses`."""
         return float(np.mean(self.end_losses))
+
+    @property
+    def outcome(self) -> str:
+        """Whether it "ended" or "diverged"."""
+        return "ended" if np.isfinite(self.end_loss) else "diverged"

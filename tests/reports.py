@@ -61,7 +61,7 @@ SEARCH = LearningRateSearch(
         Trial(0.03, 24, [0.75] * 24, [0.625, 0.8125] * 6),
         Trial(0.1, 24, [0.75] * 24, [0.5, 0.625] * 6),
         Trial(0.3, 24, [0.75] * 24, [0.375, 0.625] * 6),
-        Trial(0.9, 24, [0.75] * 4, [math.inf] * 12, "diverged"),
+        Trial(0.9, 24, [0.75] * 4, [math.inf] * 12),
     ],
     num_training_steps=100,
     num_steps=75,

@@ -495,7 +495,7 @@ class Table:
             self.num_steps += 1
         end = self.end(learning_rate)
         if not np.isfinite(end):
-            return Trial(learning_rate, num_steps, curve[:4], [np.inf] * len(self._shared), "diverged")
+            return Trial(learning_rate, num_steps, curve[:4], [np.inf] * len(self._shared))
         own = self._noise * self._random.normal(size=len(self._shared))
         return Trial(learning_rate, num_steps, curve, list(end + self._shared + own))
 
