@@ -25,7 +25,7 @@ START_SHARE = 1 / 30
 # Rates tried are a factor of three apart: the parabola through three of them has its vertex between.
 SPACING = 3.0
 # Where the trials begin, in such factors above the rate of a start: the middle of the best ones of the ten tasks.
-_FIRST_POWER = 2
+FIRST_POWERS = 2, 3
 MIN_STEPS, MAX_STEPS = 14, 256
 # Three trials usually do. With a fourth in the budget they are too short for a language model from scratch: one seed
 # of `characters` found 1.7e-3 where 1e-2 is best.
@@ -153,16 +153,17 @@ def search(
     """
     length = trial_steps(budget)
     # A start is too low if anything; a rate whose loss stands still is too high if anything.
-    first_powers = (_FIRST_POWER, _FIRST_POWER + 1) if is_start else (0, -1)
-    trials = _walk(stage, learning_rate, length, budget, first_powers)
-    best = trials[_best_power(trials, stage.untouched)]
+    first_powers = FIRST_POWERS if is_start else (0, -1)
+    trials = walk(stage, learning_rate, length, budget, first_powers)
+    best = trials[best_power(trials, stage.untouched)]
     p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
-        power = _horizon_power(trials, stage.untouched)
-        horizon = max(1.0, (num_training_steps - step) / length) ** power
+        centre, share, lack = read_trials(trials, stage.untouched, config.alpha)
+        start, by_share, by_lack = _HORIZON
+        horizon = max(1.0, (num_training_steps - step) / length) ** (start - by_share * share - by_lack * lack)
         # No search knows more than two digits; the rest would only differ with the number of processes.
-        rate = float(f"{_centre(list(trials.values()), best, stage.untouched, config.alpha) * horizon:.2g}")
+        rate = float(f"{centre * horizon:.2g}")
     return LearningRateSearch(
         step=step,
         previous_rate=learning_rate,
@@ -175,7 +176,7 @@ def search(
     )
 
 
-def _walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tuple[int, int]) -> dict[int, Trial]:
+def walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tuple[int, int]) -> dict[int, Trial]:
     """
     Trials by their power of the spacing: the first two, then on to the better side until the best has a neighbour on
     either side, or the budget is spent.
@@ -188,7 +189,7 @@ def _walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tup
     for power in first_powers:
         add(power)
     while len(trials) < 3 or stage.num_steps + length <= budget:
-        best = _best_power(trials, stage.untouched)
+        best = best_power(trials, stage.untouched)
         missing = [power for power in (best + 1, best - 1) if power not in trials]
         if not missing:
             break
@@ -196,7 +197,7 @@ def _walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tup
     return trials
 
 
-def _best_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> int:
+def best_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> int:
     """The trial with the lowest loss at the end; of equals, and of all that do not help, that with the lowest rate."""
     powers = sorted(trials)
     ceiling = float(np.mean(untouched))
@@ -265,18 +266,23 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
     return min(top, vertex([trial.learning_rate for trial in trials], ends))
 
 
-def _horizon_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> float:
+def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float) -> tuple[float, float, float]:
     """
-    Power of the length by which the best rate of a trial goes over to a longer run.
+    What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one.
 
-    It is above zero where the trials have learnt little and a lower rate has done nearly as well, as with language
-    models from scratch, and below where they have learnt most, or a lower rate far less, as in fine-tuning.
+    The best rate goes over to a longer run upwards where the trials have learnt little and a lower rate has done
+    nearly as well, as with language models from scratch, and downwards where they have learnt most, or a lower rate
+    far less, as in fine-tuning.
+
+    Returns:
+        `tuple[float, float, float]`: the best rate for as many steps; the share of the loss that the best trial
+        removes, and the share of that which a third of its rate lacks, both between 0 and 1.
     """
     loss = float(np.mean(untouched))
-    best = _best_power(trials, untouched)
+    best = best_power(trials, untouched)
     gain = loss - trials[best].end_loss
     below = trials.get(best - 1)
     kept = (loss - below.end_loss) / gain if below is not None and gain > 0 else 0.0
-    start, by_share, by_lower = _HORIZON
     share = gain / loss if loss > 0 else 0.0
-    return start - by_share * min(1.0, max(0.0, share)) - by_lower * (1.0 - min(1.0, max(0.0, kept)))
+    centre = _centre(list(trials.values()), trials[best], untouched, alpha)
+    return centre, min(1.0, max(0.0, share)), 1.0 - min(1.0, max(0.0, kept))

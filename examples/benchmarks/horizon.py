@@ -30,7 +30,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
-from hf_exptest.search import SPACING, paired_p_value, vertex
+from hf_exptest.search import FIRST_POWERS, SPACING, read_trials, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .run import BF16_TASKS, BUDGETS, Row, append_row
@@ -38,8 +38,7 @@ from .tables import markdown
 from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
 
 POWERS = range(-1, 5)
-# Where the product begins, in powers of the spacing.
-FIRST_POWER, MOST_TRIALS = 2, 4
+MOST_TRIALS = 4
 # Constants of a rule: where the power begins, how it falls with the share of the loss that the best trial removes, and
 # with what a third of its rate lacks of that.
 Rule = tuple[float, float, float]
@@ -111,34 +110,23 @@ def regret(grid: Mapping[float, float], rate: float, is_higher_better: bool) -> 
     return 100 * (best - metric if is_higher_better else metric - best) / best
 
 
-def estimate(trials: Mapping[int, Trial], untouched: Sequence[float]) -> tuple[float, float, float]:
-    """
-    What the product makes of the trials, by their powers of the spacing, before the horizon.
+class Replay:
+    """The stage of a recorded look: gives the trials of one length back; beyond those that were made, all diverge."""
 
-    Returns:
-        `tuple`: the centre, the share of the loss that the best trial removes, and what a third of its rate lacks.
-    """
-    loss = mean(untouched)
-    ends = {power: min(trial.end_loss, loss) for power, trial in trials.items()}
-    made = {FIRST_POWER, FIRST_POWER + 1}
+    def __init__(self, row: Row, length: int) -> None:
+        self.untouched: list[float] = row["untouched"]
+        self.num_steps = 0
+        self._ends = {_power(rate, row): ends for of_length, rate, ends in row["trials"] if of_length == length}
+        self._row = row
 
-    def best() -> int:
-        return min(made, key=lambda power: (ends[power], power))
+    def trial(self, learning_rate: float, num_steps: int) -> Trial:
+        self.num_steps += num_steps
+        ends = self._ends.get(_power(learning_rate, self._row))
+        return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched))
 
-    while len(made) < MOST_TRIALS:
-        missing = [power for power in (best() + 1, best() - 1) if power not in made and power in trials]
-        if not missing:
-            break
-        made.add(missing[0])
-    lowest = best()
-    while lowest - 1 in made and paired_p_value(trials[best()].end_losses, trials[lowest - 1].end_losses) >= 0.05:
-        lowest -= 1
-    centre = vertex([trials[power].learning_rate for power in made], [ends[power] for power in made])
-    if lowest < best():
-        centre = min(centre, math.sqrt(trials[lowest].learning_rate * trials[best()].learning_rate))
-    gain = loss - ends[best()]
-    kept = (loss - ends[best() - 1]) / gain if best() - 1 in made and gain > 0 else 0.0
-    return centre, gain / loss, 1.0 - kept
+
+def _power(learning_rate: float, row: Row) -> int:
+    return round(math.log(learning_rate / row["start"], SPACING))
 
 
 def regrets(
@@ -148,13 +136,10 @@ def regrets(
     cases = []
     for row in looks:
         for length in sorted({trial[0] for trial in row["trials"]}):
-            trials = {
-                round(math.log(rate / row["start"], SPACING)): Trial(rate, length, [], ends or [math.inf])
-                for of_length, rate, ends in row["trials"]
-                if of_length == length
-            }
+            stage = Replay(row, length)
+            trials = walk(stage, row["start"], length, MOST_TRIALS * length, FIRST_POWERS)
             times = (row["num_steps"] - row["step"]) / length
-            cases.append(((row["task"], row["num_steps"]), times, *estimate(trials, row["untouched"])))
+            cases.append(((row["task"], row["num_steps"]), times, *read_trials(trials, row["untouched"], alpha=0.05)))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
