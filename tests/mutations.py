@@ -281,8 +281,8 @@ MUTANTS = [
     (
         "a diverged trial bends no parabola without limit",
         "search.py",
-        "    ends = _levelled([min(trial.end_loss, ceiling) for trial in ended], ceiling)\n",
-        "    ends = _levelled([min(trial.end_loss, 1e9) for trial in ended], ceiling)\n",
+        "    ends = _levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)\n",
+        "    ends = _levelled([min(trial.end_loss, 1e9) for trial in trials], ceiling)\n",
         "tests/test_search.py -k learnt_nothing",
     ),
     (
