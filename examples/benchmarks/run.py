@@ -35,9 +35,10 @@ import torch
 from transformers import Trainer
 from transformers.utils import logging
 
+from .constants import CONSTANTS, runs_of
 from .methods import METHODS, ON_TOP, PACKAGES, make_setup, with_grid
 from .overhead import Clock
-from .tasks import CPU_TASKS, METRICS, make_trainer
+from .tasks import CPU_TASKS, LORA_VARIANTS, METRICS, make_trainer
 
 # Optimizer steps of every method: three epochs of fine-tuning, and enough for the small models to end well.
 BUDGETS = {
@@ -47,14 +48,19 @@ BUDGETS = {
     "sst2": 1297,
     "trec": 1022,
     "trec lora": 1022,
+    **dict.fromkeys(LORA_VARIANTS, 1022),
+    "pairs": 300,
     "vit": 2000,
     "resnet sgd": 2000,
+    "resnet20 sgd": 600,
+    "efficientnet": 300,
+    "efficientnet sgd": 300,
     "digits": 2000,
     "mnist softmax": 9375,
     "california": 2000,
 }
 # Fine-tuning is customarily done in mixed precision; on a CPU that has bfloat16 it takes half the time.
-BF16_TASKS = ["characters large", "sst2", "trec", "trec lora"]
+BF16_TASKS = ["characters large", "sst2", "trec", "trec lora", *LORA_VARIANTS]
 Row = dict[str, Any]
 Key = tuple[str, str, int]
 
@@ -185,14 +191,19 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def keys(tasks: Iterable[str], methods: list[str], seeds: list[int]) -> list[Key]:
-    """Every run that these make, `"grid"` counting as its rates."""
-    return [(task, method, seed) for task in tasks for seed in seeds for method in with_grid(methods, task)]
+    """Every run that these make, `"grid"` counting as its rates, and a constant as its runs."""
+    return [
+        (task, run, seed)
+        for task in tasks
+        for seed in seeds
+        for run in dict.fromkeys(run for method in with_grid(methods, task) for run in runs_of(method, task))
+    ]
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """The options that `tables.py` has too."""
     parser.add_argument("--tasks", nargs="+", default=CPU_TASKS, choices=list(METRICS), help="default: all for a CPU")
-    methods = ["grid", *METHODS]
+    methods = ["grid", *CONSTANTS, *METHODS]
     choices = [*methods, ON_TOP, "exptest knobs", "exptest paper knobs"]
     parser.add_argument("--methods", nargs="+", default=methods, choices=choices, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from .methods import ALPHAS, BETAS, LEARNING_RATE_FREE, knob_name, with_grid
+from .constants import CALIBRATED, CONSTANTS, DOCUMENTED, KINDS, runs_of
+from .methods import ALPHAS, BETAS, LEARNING_RATE_FREE, grid_rates, knob_name, single_rate, with_grid
 from .run import Key, Row, add_choices, keys, read_rows
 from .tasks import IS_HIGHER_BETTER, METRICS
 
@@ -86,6 +87,42 @@ def regret(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> list[flo
 def regrets(rows: Rows, tasks: Sequence[str], method: str, seeds: Sequence[int]) -> NDArray[np.float64]:
     """Regret in percent, of shape `(tasks, seeds)`."""
     return np.array([regret(rows, task, method, seeds) for task in tasks])
+
+
+def calibrated_rate(rows: Rows, task: str, seeds: Sequence[int]) -> float:
+    """
+    The rate with the least mean regret on the other tasks of the same kind whose grid is in `rows`.
+
+    It is one that all of their grids have. A kind with one task has nothing to be calibrated on, and takes the highest
+    documented rate.
+    """
+    others = [
+        other
+        for other, kind in KINDS.items()
+        if kind == KINDS[task] and other != task and all(key in rows for key in keys([other], ["grid"], seeds))
+    ]
+    rates = [rate for rate in grid_rates(task) if all(rate in grid_rates(other) for other in others)]
+    if not others:
+        return DOCUMENTED[KINDS[task]][-1]
+    return min(rates, key=lambda rate: regrets(rows, others, single_rate(rate), seeds).mean())
+
+
+def with_constants(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Rows:
+    """
+    `rows`, and for those of `methods` that are among `CONSTANTS` a row each of their own.
+
+    It is that of their best run, with the steps of the others as a search.
+    """
+    made = dict(rows)
+    for task in tasks:
+        for method in [method for method in methods if method in CONSTANTS]:
+            names = (
+                [single_rate(calibrated_rate(rows, task, seeds))] if method == CALIBRATED else runs_of(method, task)
+            )
+            for seed in seeds:
+                best, *others = sorted((rows[task, name, seed] for name in names), key=cost)
+                made[task, method, seed] = {**best, "search_steps": sum(row["steps"] for row in others)}
+    return made
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -287,6 +324,7 @@ def main() -> None:
     methods = options.methods if "grid" in options.methods else ["grid", *options.methods]
     wanted = keys(options.tasks, methods, options.seeds)
     check_complete(rows, wanted)
+    rows = with_constants(rows, options.tasks, methods, options.seeds)
     print(summary_table(rows, options.tasks, methods, options.seeds))
     for task in options.tasks:
         print(f"\n{task}:\n\n{task_table(rows, task, methods, options.seeds)}")
