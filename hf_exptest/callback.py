@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,22 +20,29 @@ from transformers.utils import logging
 
 from .checks import check_trainer, is_preference_trainer, replaced_arguments
 from .config import ExpTestConfig
-from .internals import adopt_scheduler, correct_card_data, find_trainer, is_out_of_memory, is_patched_by, patch
+from .internals import (
+    adopt_scheduler,
+    after_model_card,
+    after_saved_card,
+    find_trainer,
+    is_out_of_memory,
+    is_patched_by,
+    patch,
+)
 from .look import first_update_bound, look
 from .loss_signal import LossSignal
 from .processes import same_on_all
 from .report import (
-    FIGURE_NAME,
     REPORT_NAME,
     Report,
-    add_to_model_card,
-    card_schedule,
+    add_to_card_file,
     descriptions,
     log_values,
     search_from_dict,
     search_to_dict,
     write,
 )
+from .reuse import doubts, setup_of, with_reused_rate
 from .scheduler import BELOW_BOUND, ExpTestScheduler
 from .search import MIN_STEPS, START_SHARE, LearningRateSearch, search_steps
 from .snapshot import NotRestored
@@ -69,7 +77,9 @@ class ExpTestCallback(TrainerCallback):
 
     Args:
         config ([`ExpTestConfig`], *optional*): the settings.
-        **overrides: single settings, for example `ExpTestCallback(alpha=0.01)`.
+        **overrides: single settings, for example `ExpTestCallback(alpha=0.01)`, or `ExpTestCallback(reuse="out")` to
+            start from the rate that an earlier run or finder left in that folder; a warning says if it was for another
+            set-up.
 
     Each logged training step carries `exptest_phase` (0 warm-up, 1 DETECT, 2 TUNE, 3 cool-down), `exptest_decays` and,
     once there was a test, `exptest_p_value` and `exptest_window` of the last one; the last row carries
@@ -100,7 +110,9 @@ class ExpTestCallback(TrainerCallback):
     def __init__(self, config: ExpTestConfig | None = None, **overrides: Any) -> None:
         if config is not None and not isinstance(config, ExpTestConfig):
             raise TypeError(f"config must be an ExpTestConfig, not {type(config).__name__}.")
-        self.config = ExpTestConfig.from_dict({**(config or ExpTestConfig()).to_dict(), **overrides})
+        self.config = with_reused_rate(ExpTestConfig.from_dict({**(config or ExpTestConfig()).to_dict(), **overrides}))
+        # Read now, since this run may write to the same place.
+        self._reused = None if self.config.reuse is None else Report.load(self.config.reuse)
         self.search: LearningRateSearch | None = None
         self._signal = LossSignal()
         self._trainer: Trainer | None = None
@@ -147,8 +159,8 @@ class ExpTestCallback(TrainerCallback):
             training_step=self._training_step,
             log=self._log,
             create_scheduler=self._create_scheduler,
-            create_model_card=self._create_model_card,
         )
+        after_model_card(trainer, self._add_to_model_card)
 
     def _is_in(self, trainer: Trainer) -> bool:
         """Whether `trainer` still has this callback; `remove_callback` tells nobody."""
@@ -182,20 +194,12 @@ class ExpTestCallback(TrainerCallback):
             start_time = None if start_time is None else start_time + self._search_seconds
         log(logs, *([] if start_time is None else [start_time]), **kwargs)
 
-    def _create_model_card(
-        self, trainer: Trainer, create_model_card: Callable[..., None], *args: Any, **kwargs: Any
-    ) -> None:
-        create_model_card(*args, **kwargs)
+    def _add_to_model_card(self, trainer: Trainer) -> None:
         scheduler = self._scheduler if trainer is self._trainer else trainer.lr_scheduler
         if not isinstance(scheduler, ExpTestScheduler) or not trainer.is_world_process_zero():
             return
         assert trainer.args.output_dir is not None
-        folder = Path(trainer.args.output_dir)
-        card = folder / "README.md"
-        report = _report(trainer, scheduler)
-        # As text, so that the metadata stay as they are.
-        text = add_to_model_card(card.read_text(encoding="utf-8"), report, (folder / FIGURE_NAME).is_file())
-        card.write_text(text, encoding="utf-8")
+        add_to_card_file(_report(trainer, scheduler), Path(trainer.args.output_dir))
 
     def _create_scheduler(
         self,
@@ -249,6 +253,8 @@ class ExpTestCallback(TrainerCallback):
             self._find_start(trainer, scheduler)
             if self.history[0]["test"] != BELOW_BOUND:
                 self._warn_of_replaced(trainer, scheduler)
+        elif scheduler.last_epoch == 0 and self._reused is not None:
+            self._start_as_before(self._reused, trainer, scheduler)
         scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
         self._look_if_due(trainer, scheduler)
         self._signal.clear()
@@ -267,6 +273,16 @@ class ExpTestCallback(TrainerCallback):
             else:
                 scheduler.start(bound, detect=True, reason="first_update_bound")
         self._search_seconds += time.monotonic() - began
+
+    def _start_as_before(self, earlier: Report, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        """Start from the rate of an earlier run, as from a given one, and say if that may not be the right one."""
+        scheduler.start(scheduler.learning_rate, detect=self.config.window is None, reason="reused")
+        doubt = doubts(earlier, self.report())
+        if doubt is not None and trainer.is_world_process_zero():
+            logger.warning(
+                f"ExpTest reuses the learning rate {scheduler.learning_rate:.3g} from {self.config.reuse!r}, which is"
+                f" {doubt}. Without `reuse`, ExpTest finds the rate of this run."
+            )
 
     def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
         """Look at other rates where it is time to, and go on with what is found."""
@@ -303,7 +319,6 @@ class ExpTestCallback(TrainerCallback):
             # Only now is it known whether the rate of the arguments is used.
             self._warn_of_replaced(trainer, scheduler)
         scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
-        self._correct_card_data(trainer)
         self._search_seconds += time.monotonic() - began
 
     def _steps_left(self, scheduler: ExpTestScheduler) -> int:
@@ -364,8 +379,10 @@ class ExpTestCallback(TrainerCallback):
             rate, source = trainer.args.learning_rate, "from TrainingArguments"
             try:
                 report = Report.load(str(trainer.args.output_dir))
-                rate, source = report.rate_at(step), f"from {REPORT_NAME}"
-                scheduler.searches = [search_to_dict(search) for search in report.searches if search.step <= step]
+                # A look alone is not of the run that left the checkpoint.
+                if not report.is_look_alone:
+                    rate, source = report.rate_at(step), f"from {REPORT_NAME}"
+                    scheduler.searches = [search_to_dict(search) for search in report.searches if search.step <= step]
             except ValueError:
                 # Nothing was left there, or it is unreadable: it is not what training needs.
                 pass
@@ -380,13 +397,12 @@ class ExpTestCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # After the last `on_train_begin`, in which Sentence Transformers reads the arguments for its card.
-        self._correct_card_data(self._connected()[0])
+        # After the last `on_train_begin`, from which on the model's card is that of this training.
+        self._keep_for_card(self.report())
 
-    def _correct_card_data(self, trainer: Trainer) -> None:
-        model: Any = trainer.model
-        if hasattr(model, "model_card_data"):
-            correct_card_data(model.model_card_data, self.report().starting_rate, card_schedule(self.config))
+    def _keep_for_card(self, report: Report) -> None:
+        """For a model that writes its own card whenever it is saved; the report's history is that of the run."""
+        after_saved_card(self._connected()[0].model, functools.partial(add_to_card_file, report))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -429,7 +445,9 @@ class ExpTestCallback(TrainerCallback):
 
     def _write(self, state: TrainerState, args: TrainingArguments, with_figure: bool = False) -> None:
         if state.is_world_process_zero and args.output_dir is not None:
-            write(self.report(), args.output_dir, with_figure)
+            report = self.report()
+            write(report, args.output_dir, with_figure)
+            self._keep_for_card(report)
 
     def _report(self, state: TrainerState, args: TrainingArguments) -> None:
         """Say what was decided since the last report, on the main process."""
@@ -476,6 +494,7 @@ def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:
         steps=[int(row["step"]) for row in rows],
         losses=[row["loss"] for row in rows],
         learning_rates=[row["learning_rate"] for row in rows],
+        setup=setup_of(trainer, scheduler.optimizer),
     )
 
 

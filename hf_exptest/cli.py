@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Read what a training with ExpTest left in its output_dir.
+Read what a training with ExpTest, or its finder, left in its output_dir.
 
     hf-exptest show OUTPUT_DIR
     hf-exptest plot OUTPUT_DIR --output figure.png
@@ -35,7 +35,8 @@ def compare(folders: Sequence[str]) -> str:
     rows = [_COLUMNS]
     for folder in folders:
         report = Report.load(folder)
-        losses = [f"{loss:.4g}" for loss in report.smoothed_losses] or ["not logged"]
+        no_loss = "not trained" if report.is_look_alone else "not logged"
+        losses = [f"{loss:.4g}" for loss in report.smoothed_losses] or [no_loss]
         rows.append(
             (
                 folder,

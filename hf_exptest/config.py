@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,9 @@ class ExpTestConfig:
             paper), which allows for the noise of stochastic gradients.
         autocorrelation (`bool`, *optional*, defaults to `True`):
             Whether both tests count correlated losses as fewer observations. The tests of the paper do not.
+        reuse (`str` or `Path`, *optional*):
+            `exptest.json` of an earlier run with the same set-up, or of a finder, or the folder that holds it. The
+            rate that was found there is then the given `learning_rate`. Of no effect outside the Trainer.
 
     Raises:
         `ValueError` or `TypeError`: quoting the value that is out of range.
@@ -72,6 +76,7 @@ class ExpTestConfig:
     window: float | None = field(default=0.2, metadata={"help": "Window as a share of the steps; None: the paper's."})
     window_correction: bool = field(default=False, metadata={"help": "Stretch windows by path over displacement."})
     autocorrelation: bool = field(default=True, metadata={"help": "Count correlated losses as fewer in the tests."})
+    reuse: str | None = field(default=None, metadata={"help": "An earlier exptest.json, whose rate is the given one."})
 
     def __post_init__(self) -> None:
         _check_number("alpha", self.alpha, 0 < _as_float(self.alpha) < 1, "a significance level in (0, 1), say 0.05")
@@ -103,6 +108,11 @@ class ExpTestConfig:
         for name in ("search", "window_correction", "autocorrelation"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if self.reuse is not None:
+            if not isinstance(self.reuse, (str, os.PathLike)) or not str(self.reuse):
+                raise TypeError(f"reuse={self.reuse!r} must be the path of an exptest.json, or of its folder.")
+            # JSON has no paths.
+            object.__setattr__(self, "reuse", str(self.reuse))
 
     @classmethod
     def paper(
@@ -111,6 +121,7 @@ class ExpTestConfig:
         beta: float = 1 / 3,
         window_correction: bool = True,
         learning_rate: float | None = None,
+        reuse: str | None = None,
     ) -> ExpTestConfig:
         """
         The rules of the paper, for plain SGD: windows from the initial loss, a plain t-test, no warm-up, no cool-down.
@@ -121,6 +132,7 @@ class ExpTestConfig:
                 decay factor; the paper's runs use 0.33 on MNIST and 0.1 on California housing.
             window_correction (`bool`, *optional*, defaults to `True`): off for full-batch training.
             learning_rate (`float`, *optional*): starting rate; the paper starts from `learning_rate_upper_bound`.
+            reuse (`str`, *optional*): file with the starting rate.
         """
         return cls(
             alpha=alpha,
@@ -132,6 +144,7 @@ class ExpTestConfig:
             window=None,
             window_correction=window_correction,
             autocorrelation=False,
+            reuse=reuse,
         )
 
     @property

@@ -104,11 +104,14 @@ def draw(report: _Report, path: str | Path) -> None:
 
 def plot_run(report: _Report) -> Axes:
     """
-    Draw the loss above the learning rate and, to the left, each look at other rates.
+    Draw the loss above the learning rate and, to the left, each look at other rates. Where a look is all there is, it
+    has the figure for itself.
 
     Returns:
         `matplotlib.axes.Axes`: of the loss; its `.figure` has the other panels.
     """
+    if report.searches and not report.history:
+        return plot_search(report.searches[0])
     looks = [f"look {number}" for number in range(len(report.searches))]
     axes = Figure(figsize=(7 + 4 * len(looks), 5), layout="constrained").subplot_mosaic(
         [[*looks, "loss"], [*looks, "rate"]], width_ratios=[2] * len(looks) + [3]

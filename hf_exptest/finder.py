@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from .callback import ExpTestCallback, NothingFound
 from .config import ExpTestConfig
 from .internals import undone_train
+from .report import Report
 from .scheduler import ExpTestScheduler
 from .search import LearningRateSearch
 from .snapshot import Snapshot, random_states, set_random_states
@@ -33,7 +35,7 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
 
     Args:
         trainer ([`~transformers.Trainer`]): not at present training.
-        config ([`ExpTestConfig`], *optional*): the settings; a `learning_rate` in it is of no effect.
+        config ([`ExpTestConfig`], *optional*): the settings; `learning_rate` and `reuse` in it are of no effect.
 
     Returns:
         [`LearningRateSearch`]: `.learning_rate`, `.is_conclusive`, `.trials`, and `.plot(ax=None)`. A search in which
@@ -51,11 +53,16 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> search.step, len(search.trials) >= 3
         (15, True)
     """
+    return find(trainer, config).searches[0]
+
+
+def find(trainer: Trainer, config: ExpTestConfig | None = None) -> Report:
+    """[`find_learning_rate`], as a report that can be kept and reused."""
     if not isinstance(trainer, Trainer):
         raise TypeError(f"trainer must be a transformers.Trainer, not {type(trainer).__name__}.")
     if config is not None and not isinstance(config, ExpTestConfig):
         raise TypeError(f"config must be an ExpTestConfig, not {type(config).__name__}.")
-    settings = {**(config or ExpTestConfig()).to_dict(), "learning_rate": None, "search": True}
+    settings = {**(config or ExpTestConfig()).to_dict(), "learning_rate": None, "search": True, "reuse": None}
     callbacks = trainer.callback_handler.callbacks
     random = random_states(trainer.args.device)
     with undone_train(trainer):
@@ -70,13 +77,14 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         finally:
             trainer.callback_handler.callbacks = callbacks
             set_random_states(random)
-    assert finder.search is not None
-    if not finder.search.is_conclusive and trainer.is_world_process_zero():
+    assert finder.found is not None
+    search = finder.found.searches[0]
+    if not search.is_conclusive and trainer.is_world_process_zero():
         logger.warning(
-            f"No learning rate was found: none of {len(finder.search.trials)} trials lowers the loss on held-out"
-            f" batches significantly. {finder.search.learning_rate:.2g} is no better than another."
+            f"No learning rate was found: none of {len(search.trials)} trials lowers the loss on held-out batches"
+            f" significantly. {search.learning_rate:.2g} is no better than another."
         )
-    return finder.search
+    return finder.found
 
 
 class _Found(Exception):
@@ -89,6 +97,7 @@ class _Finder(ExpTestCallback):
     def __init__(self, config: ExpTestConfig, keep: Callable[[], object]) -> None:
         super().__init__(config)
         self._keep = keep
+        self.found: Report | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +109,10 @@ class _Finder(ExpTestCallback):
     def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
         super()._look_if_due(trainer, scheduler)
         if self.search is not None:
+            # The decision that a training would have made of it is none of ours.
+            self.found = dataclasses.replace(
+                self.report(), history=[], searches=[self.search], steps=[], losses=[], learning_rates=[]
+            )
             raise _Found
 
     @contextlib.contextmanager

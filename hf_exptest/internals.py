@@ -15,7 +15,9 @@ import copy
 import functools
 import gc
 import inspect
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ from transformers.trainer_callback import CallbackHandler
 
 # Far more than there are epochs, each of which adds one to the seed of Accelerate's sampler.
 _OTHER_SEED = 2**31
+_CARD_HOOK = "_exptest_after_model_card"
+# By model, since an attribute would be copied and pickled with it. A hook that refers to its model keeps it alive.
+_SAVED_CARD_HOOKS: weakref.WeakKeyDictionary[Any, tuple[Any, Callable[[Path], None]]] = weakref.WeakKeyDictionary()
 
 
 def find_trainer(callback: TrainerCallback) -> Trainer | None:
@@ -45,7 +50,7 @@ def patch(trainer: Trainer, **methods: Callable[..., Any]) -> None:
     Put each function in the place of a method of `trainer` alone, with the Trainer and the method to go on with as its
     first arguments. The class, and every other Trainer, stay as they are.
 
-    Trainer has no hook for the loss of a micro-batch, a row before it is logged, the scheduler, and the model card.
+    Trainer has no hook for the loss of a micro-batch, a row before it is logged, and the scheduler.
     """
     for name, function in methods.items():
         vars(trainer)[name] = functools.partial(function, trainer, getattr(trainer, name))
@@ -57,6 +62,33 @@ def is_patched_by(trainer: Trainer, owner: Any) -> bool:
         isinstance(value, functools.partial) and getattr(value.func, "__self__", None) is owner
         for value in vars(trainer).values()
     )
+
+
+def after_model_card(trainer: Trainer, hook: Callable[[Trainer], None]) -> None:
+    """
+    Call `hook` with `trainer` each time that a model card of it was written; twice, where its class calls `super()`.
+
+    LLaMA-Factory calls `Trainer.create_model_card(trainer)`, which no attribute of the instance can reach. So the
+    functions of its classes are wrapped, once; for every other Trainer they do what they did.
+    """
+    vars(trainer)[_CARD_HOOK] = hook
+    owner: Any
+    for owner in type(trainer).__mro__:
+        function = vars(owner).get("create_model_card")
+        if function is not None and not hasattr(function, _CARD_HOOK):
+            owner.create_model_card = _with_card_hook(function)
+
+
+def _with_card_hook(create_model_card: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(create_model_card)
+    def create_and_call(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        create_model_card(trainer, *args, **kwargs)
+        hook = vars(trainer).get(_CARD_HOOK)
+        if hook is not None:
+            hook(trainer)
+
+    vars(create_and_call)[_CARD_HOOK] = True
+    return create_and_call
 
 
 @contextlib.contextmanager
@@ -99,9 +131,14 @@ def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any
 
     Accelerate's random sampler gives an order by its seed and the epoch, which its loader sets; torch's draws one from
     the present random state. With another seed and state than the run's, these are not the batches that the run sees
-    next, but where the data have an order of their own.
+    next, but where the data have an order of their own. Sentence Transformers seeds its samplers with `args.seed`.
     """
-    loader = trainer.get_train_dataloader()
+    # Half of it, since torch reads 32 bits of a seed: both together must not come round.
+    trainer.args.seed += _OTHER_SEED // 2
+    try:
+        loader = trainer.get_train_dataloader()
+    finally:
+        trainer.args.seed -= _OTHER_SEED // 2
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
     if isinstance(sampler, SeedableRandomSampler):
         sampler.initial_seed += _OTHER_SEED
@@ -194,18 +231,31 @@ def adopt_scheduler(trainer: Trainer, scheduler: torch.optim.lr_scheduler.LRSche
     trainer._created_lr_scheduler = True
 
 
-def correct_card_data(data: Any, learning_rate: float, schedule: str) -> None:
+def after_saved_card(model: Any, hook: Callable[[Path], None]) -> None:
     """
-    Correct what Sentence Transformers says of the rate in the card that it writes whenever it saves the model.
+    Call `hook` with the folder each time that `model` was saved with a card of its own, as Sentence Transformers does,
+    until another training begins. Nothing happens to a model that writes none.
 
-    Its own callback copies TrainingArguments into these dicts in `on_train_begin`, after ours.
+    Its own callback makes a new dict of the hyper-parameters in `on_train_begin`, after ours.
     """
-    for name in ("all_hyperparameters", "non_default_hyperparameters"):
-        values = getattr(data, name, None)
-        if values is not None:
-            for replaced in ("lr_scheduler_kwargs", "warmup_ratio", "warmup_steps"):
-                values.pop(replaced, None)
-            values.update(learning_rate=learning_rate, lr_scheduler_type=schedule)
+    owner: Any = next((base for base in type(model).__mro__ if "_create_model_card" in vars(base)), None)
+    if owner is None:
+        return
+    if not hasattr(owner._create_model_card, _CARD_HOOK):
+        owner._create_model_card = _with_saved_card_hook(owner._create_model_card)
+    _SAVED_CARD_HOOKS[model] = model.model_card_data.all_hyperparameters, hook
+
+
+def _with_saved_card_hook(create_model_card: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(create_model_card)
+    def create_and_call(model: Any, path: str, *args: Any, **kwargs: Any) -> None:
+        create_model_card(model, path, *args, **kwargs)
+        training, hook = _SAVED_CARD_HOOKS.get(model, (None, None))
+        if hook is not None and training is model.model_card_data.all_hyperparameters:
+            hook(Path(path))
+
+    vars(create_and_call)[_CARD_HOOK] = True
+    return create_and_call
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,13 @@ _SOURCES = {
     "first_update_bound": "the upper bound along the first update",
     "checkpoint": "the learning rate of a checkpoint",
     "given": "the given learning rate",
+    "reused": "the learning rate of an earlier run",
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
-REPORT_VERSION = 4
+REPORT_VERSION = 5
+# Version 4 has no `setup`.
+_READABLE_VERSIONS = 4, REPORT_VERSION
 # The smoothed loss averages this share of the points.
 _SMOOTHING = 0.05
 _ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "left_out", "decision"}
@@ -64,7 +67,8 @@ _ENTRY_KEYS = {"step", "phase", "test", "p_value", "learning_rate", "window", "l
 @dataclass(frozen=True)
 class Report:
     """
-    One run, as `exptest.json` in its `output_dir` has it.
+    One run, as `exptest.json` in its `output_dir` has it; or a look alone, without a history, see
+    [`find_learning_rate`].
 
     Attributes:
         config ([`ExpTestConfig`]): the settings.
@@ -72,6 +76,8 @@ class Report:
         history (`list[dict]`): the decisions, see [`ExpTestController`].
         searches (`list[LearningRateSearch]`): the looks at other rates, whether or not they led to one.
         steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
+        setup (`dict`): what the rate depends on: `model`, `name_or_path`, `trainable_parameters`, `optimizer`,
+            `weight_decay`, `total_batch_size`; empty in files of earlier releases.
 
     Example:
 
@@ -93,15 +99,22 @@ class Report:
     steps: list[int]
     losses: list[float]
     learning_rates: list[float]
+    setup: dict[str, Any] = field(default_factory=dict)
 
     @property
     def starting_rate(self) -> float:
-        """The rate that the run left its warm-up with: the first look's, or that which training started from."""
+        """
+        The rate that the run left its warm-up with: the first look's, or that which training started from. NaN where a
+        look alone found none.
+        """
         return self._start[0]
 
     @property
     def rate_source(self) -> str:
-        """Where it is from: "search" (a look), "below_bound", "training_arguments", "optimizer", "given" or others."""
+        """
+        Where it is from: "search" (a look), "below_bound", "training_arguments", "optimizer", "given", "reused" (from
+        `config.reuse`) or others.
+        """
         return self._start[1]
 
     @property
@@ -110,7 +123,16 @@ class Report:
         return self.searches[0] if self.searches else None
 
     @property
+    def is_look_alone(self) -> bool:
+        """Whether nothing was trained: a training that looks has the rate it began with in its history by then."""
+        return bool(self.searches) and not self.history
+
+    @property
     def _start(self) -> tuple[float, str]:
+        if self.is_look_alone:
+            search = self.searches[0]
+            is_found = search.is_conclusive and search.p_value < self.config.alpha
+            return search.learning_rate if is_found else math.nan, "search"
         starts = [entry for entry in self.history if entry["decision"] == "start"]
         looks = [entry for entry in self.history if entry["test"] == "look"]
         is_found = bool(looks) and looks[0]["decision"] != "keep"
@@ -160,7 +182,8 @@ class Report:
             `str`: the rate and its source, each look (trials, test, cost), then one line a decision.
         """
         looks = [line for search in self.searches for line in _search_lines(search)]
-        return "\n".join([_start_sentence(self), *looks, *_decision_lines(self.history)])
+        decisions = [] if self.is_look_alone else _decision_lines(self.history)
+        return "\n".join([_start_sentence(self), *looks, *decisions])
 
     def save(self, folder: str | Path) -> None:
         """Write `exptest.json`, in place of an older one."""
@@ -171,7 +194,7 @@ class Report:
 
     def save_figure(self, folder: str | Path) -> None:
         """Write `exptest.png`, in place of an older one, if matplotlib is installed and anything was logged."""
-        if self.steps and importlib.util.find_spec("matplotlib") is not None:
+        if (self.steps or self.is_look_alone) and importlib.util.find_spec("matplotlib") is not None:
             from .figure import draw
 
             _replace(Path(folder, FIGURE_NAME), lambda path: draw(self, path))
@@ -179,12 +202,12 @@ class Report:
     @classmethod
     def load(cls, folder: str | Path) -> Report:
         """
-        Read `exptest.json` from `folder`.
+        Read `exptest.json` from `folder`, which may be the path of the file itself.
 
         Raises:
-            `ValueError`: naming the file, if there is none, or not one that this release wrote.
+            `ValueError`: naming the file, if there is none, or not one that this release can read.
         """
-        path = Path(folder, REPORT_NAME)
+        path = Path(folder) if Path(folder).is_file() else Path(folder, REPORT_NAME)
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} has no {REPORT_NAME}; ExpTest writes it when a training saves or ends.")
         try:
@@ -240,8 +263,10 @@ def search_from_dict(values: dict[str, Any]) -> LearningRateSearch:
 def _report(values: dict[str, Any]) -> Report:
     """A report from the values in its file, which may be anybody's."""
     version = values.pop("version", None)
-    if version != REPORT_VERSION:
-        raise ValueError(f"it has version {version!r}; this release reads version {REPORT_VERSION}.")
+    if version not in _READABLE_VERSIONS:
+        readable = " and ".join(map(str, _READABLE_VERSIONS))
+        raise ValueError(f"it has version {version!r}; this release reads versions {readable}.")
+    values["setup"] = dict(values.get("setup", {}))
     values["config"] = ExpTestConfig.from_dict(values["config"])
     values["losses"] = _floats(values["losses"])
     values["searches"] = [search_from_dict(search) for search in values["searches"]]
@@ -315,17 +340,28 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
 def _start_sentence(report: Report) -> str:
     """Which rate was used, and whether a look found it."""
     search, source = report.search, report.rate_source
+    if report.is_look_alone and math.isnan(report.starting_rate):
+        return f"ExpTest tried {len(report.searches[0].trials)} learning rates and found none that is better."
+    if report.is_look_alone:
+        return f"ExpTest found the learning rate {report.starting_rate:.3g}, and trained nothing."
     if source == "search":
         step = "" if search is None else f" at step {search.step}"
         return f"ExpTest found the learning rate {report.starting_rate:.3g} while training{step}."
-    started = f"Training started from {_SOURCES[source]}, {report.starting_rate:.3g}"
+    started = f"Training started from {source_in_words(report)}, {report.starting_rate:.3g}"
     if search is None:
         return f"{started}: there was no look at other rates."
     result = f"tried {len(search.trials)} learning rates and found none that lowers the loss on held-out batches"
     if search.is_conclusive:
         # Before the checkpoint that training went on from.
         result = f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}"
-    return f"ExpTest {result}. Training went on with {_SOURCES[source]}, {report.starting_rate:.3g}."
+    return f"ExpTest {result}. Training went on with {source_in_words(report)}, {report.starting_rate:.3g}."
+
+
+def source_in_words(report: Report) -> str:
+    """Where the starting rate is from; a run that was resumed need not name the file again."""
+    words = _SOURCES[report.rate_source]
+    is_reused = report.rate_source == "reused" and report.config.reuse is not None
+    return f"{words} ({report.config.reuse})" if is_reused else words
 
 
 def _search_lines(search: LearningRateSearch) -> list[str]:
@@ -385,7 +421,8 @@ def card_schedule(config: ExpTestConfig) -> str:
 
 def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
     """
-    The text of a model card, with ExpTest's section and with what it used among the hyper-parameters.
+    The text of a model card, with ExpTest's section and with what it used among the hyper-parameters. A card that has
+    the section stays as it is.
 
     Args:
         card (`str`): as `Trainer.create_model_card` wrote it, or that of Sentence Transformers, whose hyper-parameters
@@ -393,6 +430,9 @@ def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
         report ([`Report`]): what the section tells.
         has_figure (`bool`): whether `exptest.png` lies beside the card.
     """
+    section = _card_section(report, has_figure)
+    if section in card:
+        return card
     for name, value in (("learning_rate", report.starting_rate), ("lr_scheduler_type", card_schedule(report.config))):
         card = re.sub(rf"^- (`?){name}\1: .*$", rf"- \1{name}\1: {value}", card, flags=re.MULTILINE)
     # These belong to the scheduler that ExpTest replaces.
@@ -400,7 +440,15 @@ def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
     card = re.sub(rf"^- (`?)({replaced})\1: .*\n", "", card, flags=re.MULTILINE)
     heading = re.search(r"^### Framework versions$", card, flags=re.MULTILINE | re.IGNORECASE)
     place = len(card) if heading is None else heading.start()
-    return f"{card[:place].rstrip()}\n\n{_card_section(report, has_figure)}\n\n{card[place:]}"
+    return f"{card[:place].rstrip()}\n\n{section}\n\n{card[place:]}"
+
+
+def add_to_card_file(report: Report, folder: Path) -> None:
+    """Add to the model card in `folder`, if there is one. As text, so that its metadata stay as they are."""
+    card = folder / "README.md"
+    if card.is_file():
+        text = add_to_model_card(card.read_text(encoding="utf-8"), report, (folder / FIGURE_NAME).is_file())
+        card.write_text(text, encoding="utf-8")
 
 
 def _card_section(report: Report, has_figure: bool) -> str:

@@ -17,19 +17,32 @@ script's one argument, the launcher takes the flags itself:
     python -m hf_exptest.run their_script.py --exptest ...
     python -m hf_exptest.run their_script.py config.json --exptest
 
-With `--exptest` go, in the same place, `--exptest_alpha`, `--exptest_beta`, `--exptest_learning_rate` and
-`--exptest_preset`, which the script's own `--help` describes. Without `--exptest` the script runs as ever.
+With `--exptest` go, in the same place, `--exptest_alpha`, `--exptest_beta`, `--exptest_learning_rate`,
+`--exptest_reuse` and `--exptest_preset`, which the script's own `--help` describes. Without `--exptest` the script
+runs as ever.
 
-A command that starts new processes (`trl sft`, `accelerate launch their_script.py`, `llamafactory-cli` with
-FORCE_TORCHRUN=1) leaves the launcher behind. Let it start the launcher, as above, or launch the script that it starts:
+To find the learning rate and train nothing, and to train with it as often as you like:
 
-    python -m hf_exptest.run --exptest "$(python -c 'import trl.scripts.sft as s; print(s.__file__)')" ...
+    python -m hf_exptest.run --find their_script.py ...
+    python -m hf_exptest.run --exptest --exptest_reuse OUTPUT_DIR their_script.py ...
+
+`--find` ends the script at the first `train()` of a Trainer, prints what each trial led to, and leaves `exptest.json`
+and `exptest.png` in its output_dir. It takes some steps (the warm-up and a look), and ends with code 0 if it found a
+rate. `--exptest_reuse` takes a file of `--find` or of a training, or its folder; there is no look then, and a warning
+where model, optimizer, batch size or number of steps are others. A training puts files of its own in the place of
+those of `--find`, unless it has another output_dir.
+
+A command that starts new processes (`accelerate launch their_script.py`, `llamafactory-cli` with FORCE_TORCHRUN=1)
+leaves the launcher behind. Let it start the launcher, as above; the commands of TRL hand it on:
+
+    trl sft -m hf_exptest.run --exptest ...
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import runpy
 import sys
@@ -40,9 +53,12 @@ from typing import Any
 from transformers import HfArgumentParser, Trainer
 
 from .callback import ExpTestCallback
+from .finder import find
+from .report import write
 from .training_args import ExpTestArgumentsMixin, add_flags_in_place
 
-_USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...]] script.py ..."
+_USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...] | --find] script.py ..."
+_SWITCHES = ("--exptest", "--find", "-h", "--help")
 _CONFIGS = (".json", ".yaml", ".yml")
 
 
@@ -50,7 +66,7 @@ def split_at_script(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The launcher's own flags with their values, and the script with its arguments."""
     i = 0
     while i < len(arguments) and arguments[i].startswith("-"):
-        has_value = arguments[i] not in ("--exptest", "-h", "--help") and "=" not in arguments[i]
+        has_value = arguments[i] not in _SWITCHES and "=" not in arguments[i]
         i += 2 if has_value else 1
     return arguments[:i], arguments[i:]
 
@@ -70,18 +86,19 @@ def parse_flags(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     return flags, others
 
 
-def own_flags(arguments: list[str]) -> dict[str, Any]:
-    """The flags among `arguments`, which stand before the script."""
-    flags, unknown = parse_flags(arguments)
+def own_flags(arguments: list[str]) -> tuple[bool, dict[str, Any]]:
+    """Whether there is `--find`, and the other flags, among `arguments`, which stand before the script."""
+    is_finder = "--find" in arguments
+    flags, unknown = parse_flags([argument for argument in arguments if argument != "--find"])
     if unknown:
-        names = ", ".join(f"--{field.name}" for field in fields(ExpTestArgumentsMixin))
+        names = ", ".join(["--find", *(f"--{field.name}" for field in fields(ExpTestArgumentsMixin))])
         sys.exit(
             f"hf_exptest.run: {unknown[0]!r} is not a flag of the launcher, which has {names}; flags of the script"
             f" come after it; usage: {_USAGE}"
         )
-    if arguments and not flags.get("exptest"):
+    if arguments and not (is_finder or flags.get("exptest")):
         sys.exit(f"hf_exptest.run: {arguments[0]!r} before the script needs --exptest there too; usage: {_USAGE}")
-    return flags
+    return is_finder, flags
 
 
 def take_from_config(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -126,20 +143,69 @@ def install(flags: dict[str, Any]) -> list[type]:
     return users
 
 
-def warn_if_unused(users: list[type], flags: dict[str, Any], arguments: list[str]) -> None:
+def install_finder(flags: dict[str, Any]) -> list[type]:
+    """
+    Let the first Trainer that is to train be looked at instead, with `flags` as its settings, and the process end.
+
+    Returns:
+        `list[type]`: gets the class of that Trainer.
+    """
+    add_flags_in_place(flags)
+    users: list[type] = []
+    train: Any = Trainer.train
+
+    @functools.wraps(train)
+    def find_and_end(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        users.append(type(trainer))
+        # The finder trains, too.
+        Trainer.train = train  # type: ignore[method-assign]
+        sys.exit(find_and_tell(trainer))
+
+    Trainer.train = find_and_end  # type: ignore[assignment, method-assign]
+    return users
+
+
+def find_and_tell(trainer: Trainer) -> int:
+    """Look for the rate of `trainer`, and print and keep what was found, on the main process; the exit code."""
+    training_args: Any = trainer.args
+    is_main = trainer.is_world_process_zero()
+    try:
+        report = find(trainer, training_args.exptest_config())
+    except ValueError as error:
+        if is_main:
+            print(f"hf_exptest.run: ExpTest cannot look for a learning rate here: {error}", file=sys.stderr)
+        return 1
+    is_found = not math.isnan(report.starting_rate)
+    if is_main:
+        print(report.summary())
+        write(report, training_args.output_dir, with_figure=True)
+        if is_found:
+            print(f"To train with it: --exptest --exptest_reuse {training_args.output_dir}")
+        else:
+            print("hf_exptest.run: no learning rate was found.", file=sys.stderr)
+    # No process ends before the main one has written.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return 0 if is_found else 1
+
+
+def warn_if_unused(users: list[type], is_finder: bool, flags: dict[str, Any], arguments: list[str]) -> None:
     """Say so where the flags turned nothing on."""
     script, *rest = arguments
-    is_asked = bool(flags) or any(argument.startswith("--exptest") for argument in rest)
+    is_asked = is_finder or bool(flags) or any(argument.startswith("--exptest") for argument in rest)
     if users or not is_asked or os.environ.get("RANK", "0") != "0":
         return
-    if flags.get("exptest"):
+    result = "no learning rate was looked for" if is_finder else "ExpTest was not turned on"
+    if is_finder or flags.get("exptest"):
+        switch = "--find" if is_finder else "--exptest"
         reason = (
-            "made no Trainer in this process. A command that starts new ones leaves the launcher behind; let it start"
-            " the launcher: accelerate launch -m hf_exptest.run --exptest their_script.py ..."
+            f"{'trained' if is_finder else 'made'} no Trainer in this process. A command that starts new ones leaves"
+            f" the launcher behind; let it start the launcher: accelerate launch -m hf_exptest.run {switch}"
+            " their_script.py ..."
         )
     else:
         reason = f"gave no Trainer the flag. Put it before the script: python -m hf_exptest.run --exptest {script} ..."
-    print(f"hf_exptest.run: warning: ExpTest was not turned on: {script!r} {reason}", file=sys.stderr)
+    print(f"hf_exptest.run: warning: {result}: {script!r} {reason}", file=sys.stderr)
 
 
 def main() -> None:
@@ -148,7 +214,7 @@ def main() -> None:
     if {"-h", "--help"} & set(own) or not (own or arguments):
         print(__doc__)
         sys.exit(0 if own else 2)
-    flags = own_flags(own)
+    is_finder, flags = own_flags(own)
     if not arguments:
         sys.exit(f"hf_exptest.run: there is no script after {own[-1]!r}; usage: {_USAGE}")
     script, *rest = arguments
@@ -157,15 +223,20 @@ def main() -> None:
     beside_config, rest = take_from_config(rest)
     flags |= beside_config
     sys.argv = [script, *rest]
-    users = install(flags)
+    users = install_finder(flags) if is_finder else install(flags)
     # As `python script.py` would: the script may import its neighbours.
     sys.path[0] = str(Path(script).resolve().parent)
     try:
         runpy.run_path(script, run_name="__main__")
-    except SystemExit:
-        warn_if_unused(users, flags, arguments)
-        raise
-    warn_if_unused(users, flags, arguments)
+    except SystemExit as end:
+        warn_if_unused(users, is_finder, flags, arguments)
+        if end.code or users or not is_finder:
+            raise
+    else:
+        warn_if_unused(users, is_finder, flags, arguments)
+    if is_finder and not users:
+        # What comes after it may wait for a rate.
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .config import ExpTestConfig
+from .reuse import with_reused_rate
 
 
 @dataclass
@@ -25,6 +26,8 @@ class ExpTestArgumentsMixin:
         exptest_alpha (`float`, *optional*, defaults to 0.05): significance level of the tests.
         exptest_beta (`float`, *optional*, defaults to 1/3): factor of each learning-rate decay.
         exptest_learning_rate (`float`, *optional*): starting rate; by default ExpTest finds it.
+        exptest_reuse (`str`, *optional*): `exptest.json` of an earlier run, or its folder, whose rate is the starting
+            rate.
 
     Example:
 
@@ -48,6 +51,10 @@ class ExpTestArgumentsMixin:
     exptest_learning_rate: float | None = field(
         default=None, metadata={"help": "Starting learning rate; by default ExpTest finds it."}
     )
+    exptest_reuse: str | None = field(
+        default=None,
+        metadata={"help": "Start from the rate in this exptest.json of an earlier run or finder, or in this folder."},
+    )
 
     def __post_init__(self) -> None:
         post_init = getattr(super(), "__post_init__", None)
@@ -58,11 +65,17 @@ class ExpTestArgumentsMixin:
             self.exptest_config()
 
     def exptest_config(self) -> ExpTestConfig:
-        """The settings that these arguments describe."""
+        """The settings that these arguments describe, with the rate that is to be reused."""
         if self.exptest_preset not in ("default", "paper"):
             raise ValueError(f"exptest_preset={self.exptest_preset!r} must be 'default' or 'paper'.")
         make = ExpTestConfig.paper if self.exptest_preset == "paper" else ExpTestConfig
-        return make(alpha=self.exptest_alpha, beta=self.exptest_beta, learning_rate=self.exptest_learning_rate)
+        config = make(
+            alpha=self.exptest_alpha,
+            beta=self.exptest_beta,
+            learning_rate=self.exptest_learning_rate,
+            reuse=self.exptest_reuse,
+        )
+        return with_reused_rate(config)
 
 
 @dataclass

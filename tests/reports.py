@@ -102,3 +102,8 @@ TWO_LOOKS_HISTORY = [
 
 def make_report(history=HISTORY, searches=(), config=CONFIG, losses=LOSSES, rates=RATES):
     return Report(config, 100, history, list(searches), STEPS, losses, rates)
+
+
+def look_alone(search=SEARCH):
+    """As a finder leaves it."""
+    return Report(CONFIG, 100, [], [search], [], [], [], {"model": "Toy", "total_batch_size": 8})

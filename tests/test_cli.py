@@ -13,6 +13,7 @@ from reports import (
     SEARCH,
     TWO_LOOKS_HISTORY,
     entry,
+    look_alone,
     make_report,
     start,
 )
@@ -28,6 +29,7 @@ REPORTS = {
     "bound": make_report([start("first_update_bound", 0.2)]),
     "given": make_report([entry(60, "decay", learning_rate=0.25)], config=GIVEN),
     "unlogged": dataclasses.replace(make_report([], config=GIVEN), steps=[], losses=[], learning_rates=[]),
+    "alone": look_alone(),
 }
 
 
@@ -38,7 +40,7 @@ def _folders(tmp_path, monkeypatch):
         report.save(name)
 
 
-@pytest.mark.parametrize("name", ["found", "fallback", "two", "below"])
+@pytest.mark.parametrize("name", ["found", "fallback", "two", "below", "alone"])
 def test_show_prints_the_summary(capsys, name):
     main(["show", name])
     assert capsys.readouterr().out == REPORTS[name].summary() + "\n"
@@ -67,6 +69,7 @@ def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
         ["bound", "100", "0", "0.2", "first update bound", "0", "0.2", "0.6111", "0.0101"],
         ["given", "100", "0", "0.7", "given", "1", "0.25", "0.6111", "0.0101"],
         ["unlogged", "100", "0", "0.7", "given", "0", "0.7", "not logged", "not logged"],
+        ["alone", "100", "75", "0.3", "search", "0", "0.3", "not trained", "not trained"],
     ]
 
 

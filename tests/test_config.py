@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+from pathlib import Path
+
 import pytest
 
 from hf_exptest import ExpTestConfig
@@ -58,14 +60,22 @@ def test_paper_preset():
         "window": None,
         "window_correction": False,
         "autocorrelation": False,
+        "reuse": None,
     }
     assert not config.needs_num_training_steps
     assert ExpTestConfig().needs_num_training_steps
 
 
 def test_json_round_trip():
-    config = ExpTestConfig(alpha=0.01, learning_rate=3e-4, window=None)
+    config = ExpTestConfig(alpha=0.01, learning_rate=3e-4, window=None, reuse=Path("out", "exptest.json"))
+    assert config.reuse == str(Path("out", "exptest.json"))
     assert ExpTestConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("value", ["", 3, True, b"out"])
+def test_what_is_reused_has_a_path(value):
+    with pytest.raises(TypeError, match=f"reuse={value!r} must be the path"):
+        ExpTestConfig(reuse=value)
 
 
 def test_unknown_setting_is_quoted():

@@ -3,11 +3,15 @@
 
 """What the launcher reads, refuses and warns of; tests/end_to_end/test_run.py runs it on whole scripts."""
 
+import math
 import sys
 
 import pytest
+import torch
+from toys import ToyClassifier, assert_same_weights, classification_data, weights
+from transformers import Trainer
 
-from hf_exptest import run
+from hf_exptest import ExpTestTrainingArguments, Report, find_learning_rate, run
 
 
 @pytest.fixture
@@ -18,7 +22,8 @@ def launch(monkeypatch):
         taken = []
         monkeypatch.setattr(sys, "argv", ["hf_exptest.run", *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(run, "install", lambda flags: taken.append(flags) or list(users))
+        for name in ("install", "install_finder"):
+            monkeypatch.setattr(run, name, lambda flags: taken.append(flags) or list(users))
         run.main()
         (flags,) = taken
         return flags
@@ -84,6 +89,8 @@ def test_flags_of_both_places_are_joined(launch, script):
         (["--output_dir", "out", "SCRIPT"], ["'--output_dir' is not a flag", "--exptest_alpha", "come after it"]),
         (["--exptest", "--verbose", "SCRIPT"], ["'--verbose' is not a flag of the launcher"]),
         (["--exptest_alpha", "0.01", "SCRIPT"], ["'--exptest_alpha' before the script needs --exptest there too"]),
+        (["--find"], ["there is no script after '--find'"]),
+        (["--find", "--verbose", "SCRIPT"], ["'--verbose' is not a flag", "which has --find, --exptest, "]),
     ],
 )
 def test_wrong_calls_say_what_would_be_right(launch, script, arguments, words):
@@ -101,6 +108,7 @@ def test_wrong_calls_say_what_would_be_right(launch, script, arguments, words):
         ("--exptest_alpha=2", "alpha=2.0 is not a significance level in (0, 1), say 0.05."),
         ("--exptest_preset=papers", "'papers'"),
         ("--exptest_learning_rate=-1", "learning_rate=-1.0 is not a positive number"),
+        ("--exptest_reuse=nowhere", "'nowhere' has no exptest.json"),
     ],
 )
 def test_bad_values_are_quoted_before_the_script_runs(launch, script, capsys, place, flag, message):
@@ -114,8 +122,8 @@ def test_bad_values_are_quoted_before_the_script_runs(launch, script, capsys, pl
     assert output.out == ""
 
 
-def warnings(capsys):
-    return [line for line in capsys.readouterr().err.splitlines() if "ExpTest was not turned on" in line]
+def warnings(capsys, words="ExpTest was not turned on"):
+    return [line for line in capsys.readouterr().err.splitlines() if words in line]
 
 
 def test_a_flag_that_turned_nothing_on_is_told(launch, script, capsys, monkeypatch):
@@ -154,3 +162,131 @@ def test_help(launch, capsys, arguments, code):
         launch(*arguments)
     assert exit_info.value.code == code
     assert "accelerate launch -m hf_exptest.run --exptest" in capsys.readouterr().out
+
+
+def test_flags_of_the_finder(launch, script):
+    users = [Trainer]
+    assert launch("--find", script, users=users) == {}
+    assert launch("--exptest_alpha", "0.01", "--find", script, users=users) == {"exptest_alpha": 0.01}
+
+
+@pytest.mark.parametrize(("ending", "code"), [("", 1), ("sys.exit()", 1), ("sys.exit(0)", 1), ("sys.exit(3)", 3)])
+def test_a_finder_that_looked_at_nothing_says_so(launch, script, capsys, ending, code):
+    script.write_text(f"import sys; {ending}")
+    with pytest.raises(SystemExit) as exit_info:
+        launch("--find", script)
+    assert exit_info.value.code == code
+    (warning,) = warnings(capsys, "no learning rate was looked for")
+    assert f"{str(script)!r} trained no Trainer in this process" in warning
+    assert "accelerate launch -m hf_exptest.run --find" in warning
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_finder_gives_the_exit_code(launch, script, capsys, code):
+    # As the finder ends the script.
+    script.write_text(f"import sys; sys.exit({code})")
+    with pytest.raises(SystemExit) as exit_info:
+        launch("--find", script, users=[Trainer])
+    assert exit_info.value.code == code
+    assert warnings(capsys, "warning") == []
+
+
+@pytest.fixture
+def finder(monkeypatch):
+    """Puts the finder in the place of the training of every Trainer, for the length of a test."""
+    monkeypatch.setattr(Trainer, "train", Trainer.train)
+    monkeypatch.setattr(run, "add_flags_in_place", lambda flags: None)
+    return lambda: run.install_finder({})
+
+
+class Flagged(Trainer):
+    """A Trainer of a script, with the arguments that the launcher gives it."""
+
+    def train(self, *args, **kwargs):
+        return super().train(*args, **kwargs)
+
+
+def flagged(path, data=None, **overrides):
+    values = {"max_steps": 40, "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 7, "logging_steps": 1}
+    args = ExpTestTrainingArguments(str(path), **{**values, **overrides})
+    return Flagged(model=ToyClassifier(), args=args, train_dataset=data or classification_data())
+
+
+def ends(trainer):
+    """The exit code with which its training ends the process."""
+    with pytest.raises(SystemExit) as exit_info:
+        trainer.train()
+    return exit_info.value.code
+
+
+@pytest.mark.figures
+def test_the_finder_finds_what_the_function_finds_and_trains_nothing(tmp_path, finder, capsys):
+    found = find_learning_rate(flagged(tmp_path))
+    users = finder()
+    trainer = flagged(tmp_path / "out")
+    before, state = weights(trainer.model), torch.get_rng_state()
+    capsys.readouterr()
+    assert ends(trainer) == 0
+    assert users == [Flagged]
+    assert_same_weights(weights(trainer.model), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"exptest.json", "exptest.png"}
+    report = Report.load(tmp_path / "out")
+    assert report.is_look_alone
+    assert report.starting_rate == found.learning_rate
+    assert report.searches[0].trials == found.trials
+    assert report.setup["total_batch_size"] == 8
+    summary, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert summary == report.summary()
+    assert last == f"To train with it: --exptest --exptest_reuse {tmp_path / 'out'}"
+
+
+def test_the_finder_takes_the_settings_of_the_arguments(tmp_path, finder):
+    finder()
+    assert ends(flagged(tmp_path, exptest_alpha=0.02, exptest_learning_rate=0.5)) == 0
+    config = Report.load(tmp_path).config
+    assert (config.alpha, config.learning_rate) == (0.02, None)
+
+
+def test_a_finder_that_found_nothing_ends_with_an_error(tmp_path, finder, capsys):
+    finder()
+    # Labels that have nothing to do with the inputs, and a model that knows nothing.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2000, 8, generator=generator), torch.randint(3, (2000,), generator=generator)
+    trainer = flagged(tmp_path, [{"x": x, "labels": labels} for x, labels in zip(*rows, strict=True)], max_steps=60)
+    trainer.model.net = torch.nn.Linear(8, 3)
+    for parameter in trainer.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert ends(trainer) == 1
+    report = Report.load(tmp_path)
+    assert (math.isnan(report.starting_rate), report.searches[0].is_conclusive) == (True, False)
+    captured = capsys.readouterr()
+    # The table of trials, and no word of how to use it.
+    assert captured.out.rstrip().endswith(report.summary())
+    assert captured.err.splitlines()[-1] == "hf_exptest.run: no learning rate was found."
+
+
+def test_a_finder_that_cannot_look_says_why(tmp_path, finder, capsys):
+    finder()
+
+    class OneShot(torch.utils.data.IterableDataset):
+        def __init__(self):
+            self.rows = iter(classification_data())
+
+        def __iter__(self):
+            return self.rows
+
+    trainer = flagged(tmp_path, OneShot())
+    assert ends(trainer) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hf_exptest.run: ExpTest cannot look for a learning rate here: ")
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_wrong_in_the_script_is_not_hidden(tmp_path, finder):
+    finder()
+    trainer = flagged(tmp_path)
+    trainer.compute_loss = lambda model, inputs, **kwargs: {}["loss"]
+    with pytest.raises(KeyError, match="loss"):
+        trainer.train()

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -20,7 +21,8 @@ from reports import (
     make_report,
     start,
 )
-from toys import language_data, language_model, make_sft_trainer, make_trainer
+from toys import language_data, language_model, make_args, make_sft_trainer, make_trainer
+from transformers import Trainer
 
 from hf_exptest import ExpTestCallback
 from hf_exptest.report import add_to_model_card, descriptions
@@ -217,6 +219,52 @@ def test_card_before_training_is_the_plain_one(tmp_path):
     trainer.create_model_card()
     assert "ExpTest" not in (tmp_path / "README.md").read_text()
     assert hyperparameters(tmp_path)["learning_rate"] == "0.25"
+
+
+class OwnCard(Trainer):
+    """Writes a line of its own below the Trainer's card."""
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        with (Path(self.args.output_dir) / "README.md").open("a") as card:
+            card.write("\nThe end.\n")
+
+
+@pytest.mark.parametrize("trainer_type", [Trainer, OwnCard])
+def test_card_by_a_call_on_the_class(tmp_path, trainer_type):
+    def card(folder, callbacks, create_model_card):
+        args = make_args(tmp_path / folder, max_steps=2, learning_rate=0.25)
+        trainer = trainer_type(language_model(), args, train_dataset=language_data(), callbacks=callbacks)
+        trainer.train()
+        create_model_card(trainer)
+        return (tmp_path / folder / "README.md").read_text().replace(folder, "toy")
+
+    def call_on_the_class(trainer):
+        # As LLaMA-Factory does.
+        Trainer.create_model_card(trainer)
+
+    by_class = card("by-class", [ExpTestCallback(learning_rate=0.02)], call_on_the_class)
+    assert hyperparameters(tmp_path / "by-class")["learning_rate"] == "0.02"
+    assert "the given learning rate, 0.02:" in section(tmp_path / "by-class")[1]
+    assert "The end." not in by_class
+    by_instance = card(
+        "by-instance", [ExpTestCallback(learning_rate=0.02)], lambda trainer: trainer.create_model_card()
+    )
+    assert by_instance.removesuffix("\nThe end.\n") == by_class
+    assert ("The end." in by_instance) == (trainer_type is OwnCard)
+
+    # A Trainer without ExpTest, whose class was wrapped by the ones before.
+    card("plain", [], call_on_the_class)
+    assert "ExpTest" not in (tmp_path / "plain" / "README.md").read_text()
+    assert hyperparameters(tmp_path / "plain")["learning_rate"] == "0.25"
+
+
+def test_classes_are_wrapped_once(tmp_path):
+    language_trainer(tmp_path, ExpTestCallback())
+    wrapped = Trainer.create_model_card
+    language_trainer(tmp_path, ExpTestCallback())
+    assert Trainer.create_model_card is wrapped
+    assert inspect.signature(wrapped) == inspect.signature(inspect.unwrap(wrapped))
 
 
 def test_only_the_main_process_writes_a_card(tmp_path, monkeypatch):

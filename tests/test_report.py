@@ -23,6 +23,7 @@ from reports import (
     TWO_LOOKS_HISTORY,
     entry,
     look,
+    look_alone,
     make_report,
     start,
 )
@@ -322,6 +323,65 @@ def test_report_survives_its_file(tmp_path):
     assert "Infinity" not in (tmp_path / "exptest.json").read_text()
 
 
+def test_files_of_version_4_have_no_setup(tmp_path):
+    make_report(searches=[SEARCH]).save(tmp_path)
+    file = tmp_path / "exptest.json"
+    values = json.loads(file.read_text())
+    del values["setup"], values["config"]["reuse"]
+    file.write_text(json.dumps({**values, "version": 4}))
+    assert Report.load(tmp_path) == make_report(searches=[SEARCH])
+    assert Report.load(tmp_path).setup == {}
+
+
+def test_the_file_itself_can_be_named(tmp_path):
+    make_report().save(tmp_path)
+    (tmp_path / "exptest.json").rename(tmp_path / "first.json")
+    assert Report.load(tmp_path / "first.json") == make_report()
+    with pytest.raises(ValueError, match=r"second\.json' has no exptest\.json"):
+        Report.load(tmp_path / "second.json")
+
+
+def test_a_look_alone_has_its_rate_and_no_decisions(tmp_path):
+    report = look_alone()
+    assert report.is_look_alone
+    assert (report.starting_rate, report.rate_source, report.rate_at(50)) == (0.3, "search", 0.3)
+    lines = report.summary().splitlines()
+    assert lines[0] == "ExpTest found the learning rate 0.3, and trained nothing."
+    assert lines[1:] == make_report(searches=[SEARCH]).summary().splitlines()[1:10]
+    report.save(tmp_path)
+    assert Report.load(tmp_path) == report
+    assert not any(run.is_look_alone for run in (make_report(searches=[SEARCH]), make_report([], config=GIVEN)))
+
+
+@pytest.mark.parametrize(
+    ("search", "last"),
+    [
+        (INCONCLUSIVE_SEARCH, "The look took 75 steps"),
+        # Conclusive at 5 %, but not at the level that the user asked for.
+        (dataclasses.replace(SEARCH, p_value=0.2, learning_rate=0.03), "The look took 75 steps"),
+    ],
+)
+def test_a_look_alone_that_found_nothing_has_no_rate(search, last):
+    report = look_alone(search)
+    assert (math.isnan(report.starting_rate), report.rate_source) == (True, "search")
+    lines = report.summary().splitlines()
+    assert lines[0] == "ExpTest tried 4 learning rates and found none that is better."
+    assert lines[-1].startswith(last)
+    assert "trained" not in report.summary()
+
+
+def test_a_reused_rate_names_its_file():
+    report = make_report([start("reused", 0.3)], config=dataclasses.replace(GIVEN, learning_rate=0.3, reuse="found"))
+    assert (report.starting_rate, report.rate_source) == (0.3, "reused")
+    assert report.summary().splitlines() == [
+        "Training started from the learning rate of an earlier run (found), 0.3: there was no look at other rates.",
+        "Decisions:",
+        "    starts with learning rate 0.3 (reused)",
+    ]
+    # Resumed without naming the file again.
+    assert "of an earlier run, 0.3" in dataclasses.replace(report, config=GIVEN).summary()
+
+
 def change(values, *path, **changes):
     """The values of a report with some of those at `path` changed, or taken out where the new one is `None`."""
     for key in path:
@@ -334,7 +394,7 @@ def change(values, *path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "message"),
     [
-        ((), {"version": 99}, "it has version 99; this release reads version 4"),
+        ((), {"version": 99}, "it has version 99; this release reads versions 4 and 5"),
         ((), {"version": None}, "it has version None"),
         ((), {"losses": None}, "'losses'"),
         ((), {"searches": None}, "'searches'"),
@@ -347,6 +407,7 @@ def change(values, *path, **changes):
         (("config",), {"momentum": 0.9}, r"Unknown ExpTest settings \['momentum'\]"),
         (("config",), {"alpha": 2.0}, "alpha=2.0"),
         (("config",), {"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ((), {"setup": 3}, "'int' object is not iterable"),
         (("history", 0), {"test": "oracle"}, "a learning rate from 'oracle', not one of"),
         (("history", 1), {"p_value": None, "window": None}, r"history lacks \['p_value', 'window'\]"),
     ],
@@ -407,6 +468,14 @@ def test_write_leaves_both_files(tmp_path, caplog):
 def test_write_leaves_no_figure_at_a_save(tmp_path):
     write(FOUND, tmp_path, with_figure=False)
     assert names(tmp_path) == {"exptest.json"}
+
+
+@pytest.mark.figures
+def test_a_look_alone_has_a_figure(tmp_path):
+    write(look_alone(), tmp_path, with_figure=True)
+    assert names(tmp_path) == {"exptest.json", "exptest.png"}
+    assert look_alone().plot().get_title() == "Look at step 10 (p = 0.002)"
+    assert len(look_alone().plot().figure.axes) == 1
 
 
 @pytest.mark.figures

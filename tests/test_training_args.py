@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from reports import GIVEN, make_report
 from transformers import HfArgumentParser
 from trl import SFTConfig
 
@@ -47,6 +48,24 @@ def test_paper_preset():
 def test_bad_values_fail_while_parsing(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         parse(["--exptest", f"--exptest_{name}", value])
+
+
+def test_the_rate_of_an_earlier_run(tmp_path):
+    make_report([], config=GIVEN).save(tmp_path)
+    args = parse(["--exptest", "--exptest_reuse", str(tmp_path), "--exptest_alpha", "0.01"])
+    expected = ExpTestConfig(alpha=0.01, learning_rate=0.7, reuse=str(tmp_path))
+    assert args.exptest_config() == ExpTestCallback.from_args(args).config == expected
+    args = parse(["--exptest", "--exptest_reuse", str(tmp_path), "--exptest_preset", "paper"])
+    assert args.exptest_config() == ExpTestConfig.paper(learning_rate=0.7, reuse=str(tmp_path))
+    with pytest.raises(ValueError, match=rf"learning_rate=0\.1 and reuse='{tmp_path}', which holds 0\.7"):
+        parse(["--exptest", "--exptest_reuse", str(tmp_path), "--exptest_learning_rate", "0.1"])
+
+
+def test_an_earlier_run_that_left_nothing_fails_while_parsing(tmp_path):
+    with pytest.raises(ValueError, match=rf"'{tmp_path}/nowhere' has no exptest\.json"):
+        parse(["--exptest", "--exptest_reuse", f"{tmp_path}/nowhere"])
+    # Nothing is read for a script that does not use it.
+    assert parse(["--exptest_reuse", f"{tmp_path}/nowhere"]).exptest is False
 
 
 def test_unknown_preset_is_quoted():

@@ -15,6 +15,8 @@ import trl.scripts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_exptest import Report
+
 FOLDER = Path(__file__).parent
 FLAGS = ["--max_steps", "30", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--use_cpu", "true"]
 FLAGS += ["--report_to", "none", "--save_strategy", "no"]
@@ -179,6 +181,32 @@ def test_without_the_flag_the_script_runs_as_ever(tmp_path):
     assert launched["model.safetensors"].read_bytes() == plain["model.safetensors"].read_bytes()
     assert logged(folders[0], "loss") == logged(folders[1], "loss")
     assert len(logged(folders[0], "loss")) == 30
+
+
+def test_the_finder_ends_a_script_before_it_trains_and_a_training_starts_from_its_rate(tmp_path):
+    found, trained = tmp_path / "found", tmp_path / "trained"
+    done = python(*LAUNCHER, "--find", script("run_classification"), *FLAGS, "--output_dir", str(found))
+    assert {path.name for path in found.iterdir()} == {"exptest.json", "exptest.png"}
+    report = Report.load(found)
+    assert (report.is_look_alone, report.searches[0].step) == (True, 3)
+    assert f"\n{report.summary()}\n" in done.stdout
+    assert done.stdout.endswith(f"To train with it: --exptest --exptest_reuse {found}\n")
+    assert "train_loss" not in done.stdout
+
+    done = python(
+        *LAUNCHER, script("run_classification"), *FLAGS, "--output_dir", str(trained), "--exptest",
+        "--exptest_reuse", str(found),
+    )  # fmt: skip
+    rate = report.starting_rate
+    assert logged(trained, "learning_rate")[:4] == pytest.approx([rate / 3, rate * 2 / 3, rate, rate], rel=1e-12)
+    (first, *_) = read_json(trained / "exptest.json")["history"]
+    assert (first["test"], first["learning_rate"]) == ("reused", rate)
+    assert read_json(trained / "exptest.json")["searches"] == []
+    assert "reuses the learning rate" not in done.stderr
+    assert "ExpTest look" not in done.stderr
+    card = (trained / "README.md").read_text()
+    assert f"from the learning rate of an earlier run ({found}), {rate:.3g}" in card
+    assert f"- learning_rate: {rate}\n" in card
 
 
 def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path):
