@@ -375,6 +375,19 @@ def test_three_trainings_keep_the_best_and_pay_for_all(rows):
     assert tables.search_share(made, "digits", constants.THREE_IN_FULL, SEEDS) == 200
 
 
+def test_kinds_are_means_over_their_tasks(rows, monkeypatch):
+    monkeypatch.setitem(constants.KINDS, "digits", constants.SGD)
+    table = cells(tables.kind_table(rows, TASKS, ["exptest", "prodigy"], SEEDS))
+    means = {task: [mean(slow_regret(rows, task, name)) for name in ("exptest", "prodigy")] for task in TASKS}
+    for name, expected in (
+        ("AdamW from scratch (characters)", means["characters"]),
+        ("SGD (digits)", means["digits"]),
+        ("all 2 tasks", [mean(pair) for pair in zip(*means.values(), strict=True)]),
+    ):
+        assert [float(cell) for cell in table.pop(name)] == pytest.approx(expected, abs=0.005)
+    assert not table
+
+
 def test_ranks_are_among_the_learning_rate_free_and_ties_share(rows):
     for task, seed in itertools.product(TASKS, SEEDS):
         rows[task, "exptest", seed]["metric"] = rows[task, "prodigy", seed]["metric"]

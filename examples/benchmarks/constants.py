@@ -13,8 +13,8 @@ from .methods import grid_rates, single_rate, third_of_budget
 from .tasks import LORA_VARIANTS
 
 # Trainings that are alike enough to share a learning rate, as documentation has it.
-ENCODER, IMAGES, LORA = "fine-tuning an encoder", "fine-tuning on images", "LoRA"
-SCRATCH, SGD = "AdamW from scratch", "SGD"
+ENCODER, LANGUAGE, IMAGES = "fine-tuning an encoder", "fine-tuning a language model", "fine-tuning on images"
+LORA, SCRATCH, SGD = "LoRA", "AdamW from scratch", "SGD"
 KINDS = {
     "characters": SCRATCH,
     "characters 3000": SCRATCH,
@@ -23,6 +23,8 @@ KINDS = {
     "trec": ENCODER,
     "trec lora": LORA,
     **dict.fromkeys(LORA_VARIANTS, LORA),
+    "smollm2 lora": LORA,
+    "smollm2 full": LANGUAGE,
     "pairs": ENCODER,
     "vit": SCRATCH,
     "resnet sgd": SGD,
@@ -37,6 +39,8 @@ KINDS = {
 # BERT's authors and Sentence Transformers against the Trainer's default.
 DOCUMENTED = {ENCODER: (2e-5, 5e-5), IMAGES: (5e-5, 5e-5)}
 TRIED = {ENCODER: (1e-5, 3e-5, 1e-4), IMAGES: (3e-5, 1e-4, 3e-4)}
+# TRL's own, and Axolotl's examples.
+DOCUMENTED[LANGUAGE], TRIED[LANGUAGE] = (2e-5, 2e-5), (1e-5, 3e-5, 1e-4)
 # Examples of TRL, Unsloth and Axolotl.
 DOCUMENTED[LORA], TRIED[LORA] = (2e-4, 2e-4), (1e-4, 3e-4, 1e-3)
 # Small language models.

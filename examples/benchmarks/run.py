@@ -38,7 +38,7 @@ from transformers.utils import logging
 from .constants import CONSTANTS, runs_of
 from .methods import METHODS, ON_TOP, PACKAGES, make_setup, with_grid
 from .overhead import Clock
-from .tasks import CPU_TASKS, LORA_VARIANTS, METRICS, make_trainer
+from .tasks import CPU_TASKS, GPU_TASKS, LORA_VARIANTS, METRICS, make_trainer
 
 # Optimizer steps of every method: three epochs of fine-tuning, and enough for the small models to end well.
 BUDGETS = {
@@ -49,6 +49,8 @@ BUDGETS = {
     "trec": 1022,
     "trec lora": 1022,
     **dict.fromkeys(LORA_VARIANTS, 1022),
+    "smollm2 lora": 300,
+    "smollm2 full": 300,
     "pairs": 300,
     "vit": 2000,
     "resnet sgd": 2000,
@@ -60,7 +62,7 @@ BUDGETS = {
     "california": 2000,
 }
 # Fine-tuning is customarily done in mixed precision; on a CPU that has bfloat16 it takes half the time.
-BF16_TASKS = ["characters large", "sst2", "trec", "trec lora", *LORA_VARIANTS]
+BF16_TASKS = [*GPU_TASKS, "sst2", "trec", "trec lora", *LORA_VARIANTS]
 Row = dict[str, Any]
 Key = tuple[str, str, int]
 

@@ -229,6 +229,18 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
     return markdown([*header, "extra memory, MB", "step time / grid"], lines)
 
 
+def kind_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """Mean regret in percent of each method, by the kind of training and over all tasks."""
+    kinds = {kind: [task for task in tasks if KINDS[task] == kind] for kind in dict.fromkeys(KINDS.values())}
+    lines = [
+        [f"{name} ({', '.join(group)})", *(signed(regrets(rows, group, method, seeds).mean()) for method in methods)]
+        for name, group in kinds.items()
+        if group
+    ]
+    over_all = [signed(regrets(rows, tasks, method, seeds).mean()) for method in methods]
+    return markdown(["regret, %", *methods], [*lines, [f"all {len(tasks)} tasks", *over_all]])
+
+
 def knob_table(rows: Rows, task: str, preset: str, seeds: Sequence[int]) -> str:
     """Mean metric of a preset by alpha (down) and beta (across)."""
     lines = [
@@ -326,6 +338,8 @@ def main() -> None:
     check_complete(rows, wanted)
     rows = with_constants(rows, options.tasks, methods, options.seeds)
     print(summary_table(rows, options.tasks, methods, options.seeds))
+    compared = [method for method in methods if method != "grid"]
+    print(f"\nBy the kind of training:\n\n{kind_table(rows, options.tasks, compared, options.seeds)}")
     for task in options.tasks:
         print(f"\n{task}:\n\n{task_table(rows, task, methods, options.seeds)}")
     print(f"\n{circumstances(rows, wanted)}")

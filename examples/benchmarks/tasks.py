@@ -15,7 +15,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..paper.california_housing import Network, load_data, split_data
-from . import image_tasks, text_tasks
+from . import image_tasks, smollm2, text_tasks
 
 
 def make_trainer(
@@ -91,6 +91,8 @@ _TASKS = {
     "trec lora rank 4": functools.partial(text_tasks.trec_lora, r=4),
     "trec lora rank 64": functools.partial(text_tasks.trec_lora, r=64),
     "trec rslora rank 64": functools.partial(text_tasks.trec_lora, r=64, use_rslora=True),
+    "smollm2 lora": smollm2.lora,
+    "smollm2 full": smollm2.full,
     "pairs": text_tasks.pairs,
     "vit": image_tasks.vit,
     "resnet sgd": image_tasks.resnet_sgd,
@@ -101,11 +103,11 @@ _TASKS = {
     "mnist softmax": image_tasks.mnist_softmax,
     "california": california,
 }
-_LOSSES = ["characters", "characters 3000", "characters large", "pairs", "california"]
+# A run of one of them takes hours on a CPU, so it is made where it is asked for.
+GPU_TASKS = ["characters large", "smollm2 lora", "smollm2 full"]
+_LOSSES = ["characters", "characters 3000", *GPU_TASKS, "pairs", "california"]
 METRICS = {task: "eval_loss" if task in _LOSSES else "eval_accuracy" for task in _TASKS}
-# A run of it takes hours on a CPU, so it is made where it is asked for.
-GPU_TASK = "characters large"
-CPU_TASKS = [task for task in _TASKS if task != GPU_TASK]
+CPU_TASKS = [task for task in _TASKS if task not in GPU_TASKS]
 # Other settings of LoRA on the task that is run with the usual ones.
 LORA_VARIANTS = ["trec dora", "trec lora rank 4", "trec lora rank 64", "trec rslora rank 64"]
 # Optimizer steps of the ablation and of the model cards.
@@ -133,6 +135,8 @@ GRIDS = {
     "trec lora rank 4": [1e-3, 3e-3, 1e-2],
     "trec lora rank 64": [1e-3, 3e-3, 1e-2],
     "trec rslora rank 64": [3e-4, 1e-3, 3e-3],
+    "smollm2 lora": [1e-4, 3e-4, 1e-3],
+    "smollm2 full": [1e-5, 3e-5, 1e-4],
     "pairs": [3e-5, 1e-4, 3e-4],
     "vit": [3e-4, 1e-3, 3e-3, 1e-2],
     "resnet sgd": [0.01, 0.03, 0.1, 0.3],
