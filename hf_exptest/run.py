@@ -131,16 +131,29 @@ def install(flags: dict[str, Any]) -> list[type]:
     def init_with_exptest(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         init(trainer, *args, **kwargs)
         training_args: Any = trainer.args
-        has_callback = any(isinstance(callback, ExpTestCallback) for callback in trainer.callback_handler.callbacks)
-        if training_args.exptest and not has_callback:
+        own = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ExpTestCallback)]
+        if training_args.exptest and not own:
             callback = ExpTestCallback.from_args(training_args)
             trainer.add_callback(callback)
             callback.set_trainer(trainer)
-        if training_args.exptest or has_callback:
+        if own and trainer.is_world_process_zero():
+            warn_if_overruled(own[0], training_args, flags)
+        if training_args.exptest or own:
             users.append(type(trainer))
 
     Trainer.__init__ = init_with_exptest  # type: ignore[assignment, method-assign]
     return users
+
+
+def warn_if_overruled(own: ExpTestCallback, training_args: Any, flags: dict[str, Any]) -> None:
+    """Say so where the script has a callback of its own that does not know the launcher's flags."""
+    names = [f"--{name}" for name in flags if name != "exptest"]
+    if names and own.config != ExpTestCallback.from_args(training_args).config:
+        print(
+            f"hf_exptest.run: warning: {', '.join(names)} not used: the script has an ExpTestCallback of its own, with"
+            " settings of its own. ExpTestCallback.from_args(training_args) would use them.",
+            file=sys.stderr,
+        )
 
 
 def install_finder(flags: dict[str, Any]) -> list[type]:

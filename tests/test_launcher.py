@@ -11,7 +11,7 @@ import torch
 from toys import ToyClassifier, assert_same_weights, classification_data, weights
 from transformers import Trainer
 
-from hf_exptest import ExpTestTrainingArguments, Report, find_learning_rate, run
+from hf_exptest import ExpTestCallback, ExpTestTrainingArguments, Report, find_learning_rate, run
 
 
 @pytest.fixture
@@ -162,6 +162,16 @@ def test_help(launch, capsys, arguments, code):
         launch(*arguments)
     assert exit_info.value.code == code
     assert "accelerate launch -m hf_exptest.run --exptest" in capsys.readouterr().out
+
+
+def test_a_callback_of_the_script_that_overrules_the_flags_is_told(tmp_path, capsys):
+    args = ExpTestTrainingArguments(output_dir=str(tmp_path), exptest=True, exptest_alpha=0.01)
+    flags = {"exptest": True, "exptest_alpha": 0.01}
+    run.warn_if_overruled(ExpTestCallback.from_args(args), args, flags)
+    run.warn_if_overruled(ExpTestCallback(alpha=0.2), args, {"exptest": True})
+    assert capsys.readouterr().err == ""
+    run.warn_if_overruled(ExpTestCallback(alpha=0.2), args, flags)
+    assert "warning: --exptest_alpha not used: the script has an ExpTestCallback of its own" in capsys.readouterr().err
 
 
 def test_flags_of_the_finder(launch, script):
