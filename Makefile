@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test pytest quality test-minimum test-latest mutants audit clean
+.PHONY: help quickstart test pytest quality test-minimum test-latest notebook mutants audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1:\2/p' $(MAKEFILE_LIST) | awk -F: '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -17,8 +17,9 @@ quickstart: .venv/.installed ## Run examples/quickstart.py
 test: .venv/.installed ## Check the code and run the tests
 	$(MAKE) --jobs=2 quality pytest
 
+# A worker that is done takes tests from the other.
 pytest: .venv/.installed
-	.venv/bin/python -m pytest -n auto
+	.venv/bin/python -m pytest -n auto --dist worksteal
 
 quality: .venv/.installed ## Lint, format check and type check
 	.venv/bin/ruff check .
@@ -34,6 +35,9 @@ test-latest: ## Run the tests with the newest releases there are
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[examples,reporters,test]"
 	.venv-latest/bin/python -m pytest -n auto
+
+notebook: .venv/.installed ## Run examples/exptest.ipynb from beginning to end
+	.venv/bin/python -m pytest -m notebook tests/test_notebook.py
 
 mutants: .venv/.installed ## Take out one protection at a time, and ask whether a test notices
 	.venv/bin/python tests/mutations.py
