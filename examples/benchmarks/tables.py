@@ -325,6 +325,7 @@ def main() -> None:
     add_choices(parser)
     presets = ["exptest", "exptest paper"]
     parser.add_argument("--knobs", choices=presets, help="only the metric of this preset by alpha and beta")
+    parser.add_argument("--summary", action="store_true", help="without the tables of single tasks")
     parser.add_argument("--figure", type=Path, help="file for a figure of the regret; the suffix says the format")
     options = parser.parse_args()
     rows = read_rows(options.rows)
@@ -338,9 +339,10 @@ def main() -> None:
     check_complete(rows, wanted)
     rows = with_constants(rows, options.tasks, methods, options.seeds)
     print(summary_table(rows, options.tasks, methods, options.seeds))
-    compared = [method for method in methods if method != "grid"]
-    print(f"\nBy the kind of training:\n\n{kind_table(rows, options.tasks, compared, options.seeds)}")
-    for task in options.tasks:
+    if len(options.tasks) > 1:
+        compared = [method for method in methods if method != "grid"]
+        print(f"\nBy the kind of training:\n\n{kind_table(rows, options.tasks, compared, options.seeds)}")
+    for task in [] if options.summary else options.tasks:
         print(f"\n{task}:\n\n{task_table(rows, task, methods, options.seeds)}")
     print(f"\n{circumstances(rows, wanted)}")
     if options.figure is not None:
