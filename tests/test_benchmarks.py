@@ -94,7 +94,7 @@ def test_every_run_is_made_once_and_has_the_same_number_of_steps(tmp_path, monke
     save_small_mnist(tmp_path)
     out = tmp_path / "runs.jsonl"
     # A process of its own only makes the peak memory true; see the next test.
-    monkeypatch.setattr(run, "in_new_process", run.measure)
+    monkeypatch.setattr(run, "in_new_process", lambda function, arguments: function(*arguments))
     arguments = ["--data", tmp_path, "--out", out, "--tasks", "digits", "mnist softmax", "--seeds", 0]
     arguments += ["--methods", "default 5e-5", "exptest", "--steps"]
     call(run, monkeypatch, *arguments, 400)
@@ -166,13 +166,20 @@ def test_resnet20_is_that_of_its_paper_and_learns(tmp_path):
 
 
 def test_a_run_has_a_process_of_its_own(tmp_path, monkeypatch):
-    assert run.in_new_process("digits", "default 5e-5", 0, tmp_path, 3)["steps"] == 3
-    monkeypatch.setattr(run, "measure", os.getpid)
-    assert len({os.getpid(), run.in_new_process(), run.in_new_process()}) == 3
+    out = tmp_path / "runs.jsonl"
+    arguments = ["--data", tmp_path, "--out", out, "--tasks", "digits", "--methods", "default 5e-5", "--seeds", 0]
+    with monkeypatch.context() as patch:
+        # Not to be called here, where the process is the tests' own.
+        patch.setattr(torch, "get_num_threads", refuse)
+        call(run, patch, *arguments, "--steps", 3)
+    (row,) = run.read_rows(out).values()
+    assert row["steps"] == 3
+    assert len({os.getpid(), *(run.in_new_process(os.getpid, ()) for _ in range(2))}) == 3
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatch):
-    def in_new_process(task, method, seed, data, num_steps):
+    def in_new_process(function, arguments):
+        task, method, seed, _, num_steps = arguments
         if method == "prodigy":
             raise ImportError("no prodigyopt")
         return {"task": task, "method": method, "seed": seed, "metric": 0.5, "steps": num_steps, "seconds": 1.0}

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A function in a process of its own, for so many seconds at most."""
+"""A function in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
-def in_new_process(function: Callable[..., Any], arguments: Sequence[Any], timeout: float) -> Any:
+def in_new_process(function: Callable[..., Any], arguments: Sequence[Any], timeout: float | None = None) -> Any:
     """
     `function(*arguments)` in a fresh process, since peak memory is a process's own, and never falls.
 
     Raises:
-        `TimeoutError`: after `timeout` seconds; the process is stopped.
+        `TimeoutError`: after `timeout` seconds, if it is given; the process is stopped.
         `RuntimeError`: with the error of `function`, or if its process died.
     """
     context = multiprocessing.get_context("spawn")

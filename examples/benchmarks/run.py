@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -25,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -38,6 +36,7 @@ from transformers.utils import logging
 from .constants import CONSTANTS, runs_of
 from .methods import METHODS, ON_TOP, PACKAGES, make_setup, with_grid
 from .overhead import Clock
+from .processes import in_new_process
 from .tasks import CPU_TASKS, GPU_TASKS, LORA_VARIANTS, METRICS, make_trainer
 
 # Optimizer steps of every method: three epochs of fine-tuning, and enough for the small models to end well.
@@ -174,12 +173,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_new_process(*arguments: Any) -> Row:
-    """`measure(*arguments)` in a fresh process: peak memory is a process's own, and never falls."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
-
-
 def read_rows(path: Path) -> dict[Key, Row]:
     """The runs that a file holds, by task, method and seed."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -228,7 +221,7 @@ def main() -> None:
                 parser.error(f"{options.out} holds {key} with {rows[key]['budget']} steps, not {budget}: name another")
             continue
         try:
-            row = in_new_process(*key, options.data, budget)
+            row = in_new_process(measure, (*key, options.data, budget))
         except Exception as error:
             # The others are still worth having.
             failures.append(f"{key}: {type(error).__name__}: {error}")

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -90,6 +91,8 @@ def host_bytes() -> int:
     """Bytes of all tensors in host memory."""
     gc.collect()
     tensors = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)]
+    # `torch.compile` leaves some that have a shape and no data.
+    tensors = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.is_cpu}
     return sum(storages.values())
 
