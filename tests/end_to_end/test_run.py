@@ -155,14 +155,6 @@ def test_a_script_in_the_style_of_trl(tmp_path):
     assert_exptest_set_the_rate(tmp_path, done)
 
 
-def test_a_script_of_sentence_transformers(tmp_path):
-    pytest.importorskip("sentence_transformers")
-    done = python(*LAUNCHER, "--exptest", script("run_sentence_transformers"), str(tmp_path))
-    assert_exptest_set_the_rate(tmp_path, done)
-    # Among all hyper-parameters, and among those that are not the default.
-    assert (tmp_path / "README.md").read_text().count("- `learning_rate`: ") == 2
-
-
 def test_without_the_flag_the_script_runs_as_ever(tmp_path):
     folders = [tmp_path / "launched", tmp_path / "plain"]
     for folder, launcher in zip(folders, (LAUNCHER, []), strict=True):
