@@ -90,6 +90,8 @@ class _Report(Protocol):
     @property
     def losses(self) -> Sequence[float]: ...
     @property
+    def is_look_alone(self) -> bool: ...
+    @property
     def smoothed_losses(self) -> Sequence[float]: ...
     @property
     def learning_rates(self) -> Sequence[float]: ...
@@ -110,7 +112,7 @@ def plot_run(report: _Report) -> Axes:
     Returns:
         `matplotlib.axes.Axes`: of the loss; its `.figure` has the other panels.
     """
-    if report.searches and not report.history:
+    if report.is_look_alone:
         return plot_search(report.searches[0])
     looks = [f"look {number}" for number in range(len(report.searches))]
     axes = Figure(figsize=(7 + 4 * len(looks), 5), layout="constrained").subplot_mosaic(

@@ -72,23 +72,30 @@ def after_model_card(trainer: Trainer, hook: Callable[[Trainer], None]) -> None:
     functions of its classes are wrapped, once; for every other Trainer they do what they did.
     """
     vars(trainer)[_CARD_HOOK] = hook
-    owner: Any
     for owner in type(trainer).__mro__:
-        function = vars(owner).get("create_model_card")
-        if function is not None and not hasattr(function, _CARD_HOOK):
-            owner.create_model_card = _with_card_hook(function)
+        if "create_model_card" in vars(owner):
+            _call_after(owner, "create_model_card", _call_card_hook)
 
 
-def _with_card_hook(create_model_card: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(create_model_card)
-    def create_and_call(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        create_model_card(trainer, *args, **kwargs)
-        hook = vars(trainer).get(_CARD_HOOK)
-        if hook is not None:
-            hook(trainer)
+def _call_card_hook(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    hook = vars(trainer).get(_CARD_HOOK)
+    if hook is not None:
+        hook(trainer)
 
-    vars(create_and_call)[_CARD_HOOK] = True
-    return create_and_call
+
+def _call_after(owner: Any, name: str, after: Callable[..., None]) -> None:
+    """Wrap a function of a class, once, so that `after` is called with the same arguments when it has ended."""
+    function = vars(owner)[name]
+    if hasattr(function, _CARD_HOOK):
+        return
+
+    @functools.wraps(function)
+    def call_both(*args: Any, **kwargs: Any) -> None:
+        function(*args, **kwargs)
+        after(*args, **kwargs)
+
+    vars(call_both)[_CARD_HOOK] = True
+    setattr(owner, name, call_both)
 
 
 @contextlib.contextmanager
@@ -238,24 +245,17 @@ def after_saved_card(model: Any, hook: Callable[[Path], None]) -> None:
 
     Its own callback makes a new dict of the hyper-parameters in `on_train_begin`, after ours.
     """
-    owner: Any = next((base for base in type(model).__mro__ if "_create_model_card" in vars(base)), None)
+    owner = next((base for base in type(model).__mro__ if "_create_model_card" in vars(base)), None)
     if owner is None:
         return
-    if not hasattr(owner._create_model_card, _CARD_HOOK):
-        owner._create_model_card = _with_saved_card_hook(owner._create_model_card)
+    _call_after(owner, "_create_model_card", _call_saved_card_hook)
     _SAVED_CARD_HOOKS[model] = model.model_card_data.all_hyperparameters, hook
 
 
-def _with_saved_card_hook(create_model_card: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(create_model_card)
-    def create_and_call(model: Any, path: str, *args: Any, **kwargs: Any) -> None:
-        create_model_card(model, path, *args, **kwargs)
-        training, hook = _SAVED_CARD_HOOKS.get(model, (None, None))
-        if hook is not None and training is model.model_card_data.all_hyperparameters:
-            hook(Path(path))
-
-    vars(create_and_call)[_CARD_HOOK] = True
-    return create_and_call
+def _call_saved_card_hook(model: Any, path: str, *args: Any, **kwargs: Any) -> None:
+    training, hook = _SAVED_CARD_HOOKS.get(model, (None, None))
+    if hook is not None and training is model.model_card_data.all_hyperparameters:
+        hook(Path(path))
 
 
 @contextlib.contextmanager

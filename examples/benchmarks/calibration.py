@@ -63,10 +63,15 @@ def record(task: str, data: Path, folder: Path) -> Vector:
     return np.loadtxt(path)
 
 
+def deviations(losses: Vector) -> Vector:
+    """What tells each training from the mean of all; losses are of shape `(trainings, steps)`."""
+    # A training is a part of the mean, which takes some of its noise.
+    return (losses - losses.mean(0)) / np.sqrt(1 - 1 / len(losses))
+
+
 def noise(losses: Vector) -> Vector:
     """What tells each training from the mean of all, in units of its own size in the window of steps around."""
-    # A training is a part of the mean, which takes some of its noise.
-    residuals = (losses - losses.mean(0)) / np.sqrt(1 - 1 / len(losses))
+    residuals = deviations(losses)
     around = np.ones(2 * WINDOW + 1)
     num_around = np.convolve(np.ones(losses.shape[1]), around, "same")
     squares = np.array([np.convolve(row**2, around, "same") for row in residuals])

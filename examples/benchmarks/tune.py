@@ -22,23 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController
 from hf_exptest.controller import TUNE, schedule_bounds
 
+from .calibration import TASKS, Vector, deviations
 from .methods import grid_rates
 from .run import BF16_TASKS, BUDGETS
 from .tables import markdown
-from .tasks import CPU_TASKS, make_trainer
+from .tasks import make_trainer
 
-Vector = NDArray[np.float64]
 NUM_TRAININGS = 5
 CONFIG = ExpTestConfig()
-# The batches of California housing are all the same, which leaves no noise.
-TASKS = [task for task in CPU_TASKS if task != "california"]
 
 
 class _StopAfterWindow(TrainerCallback):
@@ -66,10 +63,8 @@ def plateaus(losses: Vector, begins: int) -> Vector:
         losses (`ndarray`): of shape `(trainings, steps)`.
         begins (`int`): the step from which the loss stands still.
     """
-    # A training is a part of the mean, which takes some of its noise.
-    noise = (losses - losses.mean(0)) / np.sqrt(1 - 1 / len(losses))
     level = losses[:, begins:].mean(1, keepdims=True)
-    return np.hstack([losses[:, :begins], level + noise[:, begins:]])
+    return np.hstack([losses[:, :begins], level + deviations(losses)[:, begins:]])
 
 
 def verdict(task: str, losses: Vector) -> str:
