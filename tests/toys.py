@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -243,3 +244,26 @@ class FakeAccelerator:
 
     def gather(self, tensor):
         return tensor.repeat(self.num_processes)
+
+
+def save_tokenizer(folder, words, unknown, **settings):
+    """A tokenizer of whole words, each with its place among `words` as its id."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
+
+
+def save_numbered_tokenizer(folder):
+    """The one whose words are t0 to t31, for `numbered_words`."""
+    words = [f"t{i}" for i in range(32)]
+    save_tokenizer(folder, words, "t1", pad_token="t0", eos_token="t2", model_max_length=32)
+
+
+def numbered_words(row, first):
+    return " ".join(f"t{first + row * i % 8}" for i in range(1, 6))
+
+
+def preference(row):
+    """A row of data for DPO and rewards."""
+    chosen, rejected = f" {numbered_words(row, 11)}", f" {numbered_words(row, 19)}"
+    return {"prompt": numbered_words(row, 3), "chosen": chosen, "rejected": rejected}

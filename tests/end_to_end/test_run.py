@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import toys
 import trl.scripts
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from hf_exptest import Report
 
@@ -123,17 +121,9 @@ def test_a_callback_of_the_script_is_the_only_one(tmp_path):
 def tiny(tmp_path_factory):
     """A language model with its tokenizer, and a folder of preferences."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(32)}, unk_token="t1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     toys.language_model().save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="t0", eos_token="t2", model_max_length=32
-    ).save_pretrained(folder)
-
-    def words(i, first):
-        return " ".join(f"t{first + i * j % 8}" for j in range(1, 6))
-
-    rows = [{"prompt": words(i, 3), "chosen": f" {words(i, 11)}", "rejected": f" {words(i, 19)}"} for i in range(128)]
+    toys.save_numbered_tokenizer(folder)
+    rows = [toys.preference(row) for row in range(128)]
     (folder / "preferences").mkdir()
     (folder / "preferences" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder

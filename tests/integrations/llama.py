@@ -6,8 +6,8 @@
 import json
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toys import save_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 ANIMALS, FOODS = ("cat", "dog", "bird"), ("fish", "meat", "seed")
@@ -15,9 +15,12 @@ ANIMALS, FOODS = ("cat", "dog", "bird"), ("fish", "meat", "seed")
 
 def save_llama(folder):
     words = [*SPECIAL.values(), "what", "does", "the", "eat", "eats", *ANIMALS, *FOODS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SPECIAL).save_pretrained(folder)
+    save_tokenizer(folder, words, "<unk>", model_max_length=128, **SPECIAL)
+    save_model(folder, max_position_embeddings=128, bos_token_id=1)
+
+
+def save_model(folder, **settings):
+    """The model alone."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,
@@ -25,10 +28,9 @@ def save_llama(folder):
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=128,
         pad_token_id=0,
-        bos_token_id=1,
         eos_token_id=2,
+        **settings,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
 

@@ -8,32 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
+from llama import save_model
 from looks import LAUNCHER, assert_looked, python, saved_log
 from packaging.version import Version
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toys import numbered_words, preference, save_numbered_tokenizer
 
 from hf_exptest import ExpTestArgumentsMixin, ExpTestCallback
 
 trl = pytest.importorskip("trl")
 
 
-def words(row, first):
-    return " ".join(f"t{first + row * i % 8}" for i in range(1, 6))
-
-
-def preference(row):
-    return {"prompt": words(row, 3), "chosen": f" {words(row, 11)}", "rejected": f" {words(row, 19)}"}
-
-
 # A row of the data of each Trainer, by its number.
 ROWS = {
-    "SFT": lambda row: {"text": words(row, 3)},
+    "SFT": lambda row: {"text": numbered_words(row, 3)},
     "DPO": preference,
     "KTO": lambda row: {
-        "prompt": words(row, 3),
-        "completion": f" {words(row, 11 if row % 2 else 19)}",
+        "prompt": numbered_words(row, 3),
+        "completion": f" {numbered_words(row, 11 if row % 2 else 19)}",
         "label": bool(row % 2),
     },
     "Reward": preference,
@@ -48,26 +39,9 @@ if not HAS_KTO:
 def tiny(tmp_path_factory):
     """A Llama of a few thousand parameters with its tokenizer, and a folder of data for each Trainer."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(32)}, unk_token="t1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="t0", eos_token="t2", model_max_length=32
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        bos_token_id=3,
-        eos_token_id=2,
-        pad_token_id=0,
-        # Larger than usual, so that so small a model has something to say to an adapter and of preferences.
-        initializer_range=0.1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_numbered_tokenizer(folder)
+    # Larger weights than usual, so that so small a model has something to say to an adapter and of preferences.
+    save_model(folder, max_position_embeddings=32, bos_token_id=3, initializer_range=0.1)
     for name, row in ROWS.items():
         (folder / name).mkdir()
         (folder / name / "train.jsonl").write_text("\n".join(json.dumps(row(i)) for i in range(128)))
