@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback
@@ -163,13 +163,7 @@ def with_circumstances(function: Callable[..., Mapping[str, float]], *arguments:
 
 def step_cost(model: str, num_steps: int, sizes: Sizes) -> dict[str, float]:
     """Time of a step with ExpTest over the same without, in bfloat16; the two alternate."""
-    size = overhead.MODELS[model]
-    config = BertConfig(**size, intermediate_size=4 * size["hidden_size"])
-    plain: list[float] = []
-    tested: list[float] = []
-    for _ in range(sizes.num_rounds):
-        plain += overhead.measure(config, num_steps, sizes.use_cpu, True, [])
-        tested += overhead.measure(config, num_steps, sizes.use_cpu, True, [ExpTestCallback(learning_rate=1e-4)])
+    plain, tested = overhead.alternate(model, num_steps, sizes.num_rounds, sizes.use_cpu, True)
     return {"ms without exptest": 1000 * median(plain), "with / without": median(tested) / median(plain)}
 
 
@@ -187,8 +181,7 @@ def look_cost(task: str, data: Path, num_steps: int) -> dict[str, float]:
 
 def snapshot_costs(method: str, sizes: Sizes) -> dict[str, float]:
     """Times over that of a step, and bytes of the copies over those of the model."""
-    size = snapshot_cost.MODELS[sizes.snapshot_model]
-    config = BertConfig(**size, intermediate_size=4 * size["hidden_size"])
+    config = overhead.bert_config(snapshot_cost.MODELS[sizes.snapshot_model])
     ratios = snapshot_cost.measure(config, method, 5 * sizes.num_rounds, sizes.num_rounds, sizes.use_cpu)
     names = ["take / step", "reset / step", "leave / step", "copies / model"]
     return dict(zip(names, ratios, strict=True))

@@ -206,7 +206,8 @@ def _own_optimizer(optimizer: type[torch.optim.Optimizer], settings: dict[str, A
 
 
 def adamg(num_steps: int) -> Setup:
-    """AdamG with `lr=1` and cosine annealing, as the experiments of its paper (arXiv 2405.04376); no weight decay."""
+    """AdamG (arXiv 2405.04376) with its default `lr=1` and no weight decay; of a schedule its package says nothing:
+    here cosine, as Prodigy."""
     return _own_optimizer(_peer("pytorch_optimizer").AdamG, {"lr": 1.0, "weight_decay": 0.0}, "cosine")
 
 

@@ -40,6 +40,11 @@ MODELS = {
 NUM_WARM = 5
 
 
+def bert_config(size: dict[str, int]) -> BertConfig:
+    """Of a size that is one of `MODELS`, with the usual ratio of its layers."""
+    return BertConfig(**size, intermediate_size=4 * size["hidden_size"])
+
+
 class Clock(TrainerCallback):
     """Seconds from the beginning of each step to the beginning of the next."""
 
@@ -84,6 +89,17 @@ def measure(
     return clock.seconds()
 
 
+def alternate(model: str, num_steps: int, num_rounds: int, cpu: bool, bf16: bool) -> tuple[list[float], list[float]]:
+    """Seconds of each step without ExpTest and with it, of trainings that take turns."""
+    config = bert_config(MODELS[model])
+    plain: list[float] = []
+    tested: list[float] = []
+    for _ in range(num_rounds):
+        plain += measure(config, num_steps, cpu, bf16, [])
+        tested += measure(config, num_steps, cpu, bf16, [ExpTestCallback(learning_rate=1e-4)])
+    return plain, tested
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="toy", help="size of the BERT (default: %(default)s)")
@@ -93,12 +109,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    config = BertConfig(**MODELS[options.model], intermediate_size=4 * MODELS[options.model]["hidden_size"])
-    plain: list[float] = []
-    tested: list[float] = []
-    for _ in range(options.rounds):
-        plain += measure(config, options.steps, options.cpu, options.bf16, [])
-        tested += measure(config, options.steps, options.cpu, options.bf16, [ExpTestCallback(learning_rate=1e-4)])
+    plain, tested = alternate(options.model, options.steps, options.rounds, options.cpu, options.bf16)
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if world == 1 or torch.distributed.get_rank() == 0:
         print(

@@ -37,7 +37,7 @@ from transformers.utils import logging
 from hf_exptest.internals import find_trainer
 from hf_exptest.snapshot import Snapshot
 
-from .overhead import Clock
+from .overhead import Clock, bert_config
 from .tables import markdown
 
 # BERT with random weights: two layers, and MiniLM-L6.
@@ -140,7 +140,7 @@ def main() -> None:
     logging.set_verbosity_error()
     lines = []
     for name in options.models:
-        config = BertConfig(**MODELS[name], intermediate_size=4 * MODELS[name]["hidden_size"])
+        config = bert_config(MODELS[name])
         for method in METHODS:
             *ratios, share = measure(config, method, options.steps, options.rounds, options.cpu)
             lines.append([name, method, *(f"{ratio:.2f}" for ratio in ratios), f"{share:.0%}"])
