@@ -31,11 +31,11 @@ from .internals import (
 )
 from .look import first_update_bound, look
 from .loss_signal import LossSignal
+from .model_card import add_to_card_file
 from .processes import same_on_all
 from .report import (
     REPORT_NAME,
     Report,
-    add_to_card_file,
     descriptions,
     log_values,
     search_from_dict,

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happened in one run: values for the log, a text, a figure, a section for the model card, and a file with
-everything that they need."""
+"""What happened in one run: values for the log, a text, and a file with everything that they, the figure and the model
+card need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +182,7 @@ class Report:
         """
         looks = [line for search in self.searches for line in _search_lines(search)]
         decisions = [] if self.is_look_alone else _decision_lines(self.history)
-        return "\n".join([_start_sentence(self), *looks, *decisions])
+        return "\n".join([start_sentence(self), *looks, *decisions])
 
     def save(self, folder: str | Path) -> None:
         """Write `exptest.json`, in place of an older one."""
@@ -337,7 +336,7 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
     return values
 
 
-def _start_sentence(report: Report) -> str:
+def start_sentence(report: Report) -> str:
     """Which rate was used, and whether a look found it."""
     search, source = report.search, report.rate_source
     if report.is_look_alone and math.isnan(report.starting_rate):
@@ -366,19 +365,20 @@ def source_in_words(report: Report) -> str:
 
 def _search_lines(search: LearningRateSearch) -> list[str]:
     return [
-        _trials_sentence(search),
+        trials_sentence(search),
         "    learning rate   steps   loss on held-out batches",
-        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in _trial_rows(search)),
-        *_result_sentences(search),
+        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in trial_rows(search)),
+        *result_sentences(search),
     ]
 
 
-def _trials_sentence(search: LearningRateSearch) -> str:
+def trials_sentence(search: LearningRateSearch) -> str:
+    """When a look was made, as the heading of its trials."""
     where = "" if search.upper_bound is None else f", which began below the upper bound {search.upper_bound:.3g}"
     return f"At step {search.step} of {search.num_training_steps} it tried rates on the weights of the run{where}:"
 
 
-def _trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
+def trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
     """Rate, steps made and outcome of each trial, and of none."""
     trials = sorted(search.trials, key=lambda trial: -trial.learning_rate)
     rows = [
@@ -392,7 +392,7 @@ def _trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
     return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
 
 
-def _result_sentences(search: LearningRateSearch) -> list[str]:
+def result_sentences(search: LearningRateSearch) -> list[str]:
     """What the trials led to, and what they cost."""
     # Nobody has chosen the rate below the bound, so the first look does not compare with it.
     rival = f"the rate until then, {search.previous_rate:.3g}" if search.upper_bound is None else "the untouched model"
@@ -412,59 +412,3 @@ def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
     if not history:
         return ["No test was made while training."]
     return ["Decisions:", *(f"    {line}" for line in descriptions(history))]
-
-
-def card_schedule(config: ExpTestConfig) -> str:
-    """What a model card says in the place of `lr_scheduler_type`."""
-    return f"ExpTest, warm-up {config.warmup:.0%}, cool-down {config.cooldown:.0%} of the steps"
-
-
-def add_to_model_card(card: str, report: Report, has_figure: bool) -> str:
-    """
-    The text of a model card, with ExpTest's section and with what it used among the hyper-parameters. A card that has
-    the section stays as it is.
-
-    Args:
-        card (`str`): as `Trainer.create_model_card` wrote it, or that of Sentence Transformers, whose hyper-parameters
-            are in backticks; TRL's has none.
-        report ([`Report`]): what the section tells.
-        has_figure (`bool`): whether `exptest.png` lies beside the card.
-    """
-    section = _card_section(report, has_figure)
-    if section in card:
-        return card
-    for name, value in (("learning_rate", report.starting_rate), ("lr_scheduler_type", card_schedule(report.config))):
-        card = re.sub(rf"^- (`?){name}\1: .*$", rf"- \1{name}\1: {value}", card, flags=re.MULTILINE)
-    # These belong to the scheduler that ExpTest replaces.
-    replaced = r"(lr_scheduler_)?warmup_(steps|ratio)|lr_scheduler_kwargs"
-    card = re.sub(rf"^- (`?)({replaced})\1: .*\n", "", card, flags=re.MULTILINE)
-    heading = re.search(r"^### Framework versions$", card, flags=re.MULTILINE | re.IGNORECASE)
-    place = len(card) if heading is None else heading.start()
-    return f"{card[:place].rstrip()}\n\n{section}\n\n{card[place:]}"
-
-
-def add_to_card_file(report: Report, folder: Path) -> None:
-    """Add to the model card in `folder`, if there is one. As text, so that its metadata stay as they are."""
-    card = folder / "README.md"
-    if card.is_file():
-        text = add_to_model_card(card.read_text(encoding="utf-8"), report, (folder / FIGURE_NAME).is_file())
-        card.write_text(text, encoding="utf-8")
-
-
-def _card_section(report: Report, has_figure: bool) -> str:
-    parts = [
-        "### Learning rate",
-        f"Set by [ExpTest](https://arxiv.org/abs/2411.16975). {_start_sentence(report)}",
-    ]
-    for search in report.searches:
-        table = [("learning rate", "steps", "loss on held-out batches"), ("---:",) * 3, *_trial_rows(search)]
-        parts += [
-            _trials_sentence(search),
-            "\n".join(f"| {' | '.join(row)} |" for row in table),
-            " ".join(_result_sentences(search)),
-        ]
-    if report.history:
-        parts.append("\n".join(f"- {line}" for line in descriptions(report.history)))
-    if has_figure:
-        parts.append(f"![Trials, loss, learning rate and decisions]({FIGURE_NAME})")
-    return "\n\n".join(parts)

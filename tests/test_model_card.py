@@ -25,7 +25,8 @@ from toys import language_data, language_model, make_args, make_sft_trainer, mak
 from transformers import Trainer
 
 from hf_exptest import ExpTestCallback
-from hf_exptest.report import add_to_model_card, descriptions
+from hf_exptest.model_card import add_to_model_card
+from hf_exptest.report import descriptions
 
 SCHEDULE = "ExpTest, warm-up 10%, cool-down 40% of the steps"
 CARD = """# toy

@@ -23,7 +23,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_exptest import ExpTestCallback, Report
-from hf_exptest.report import FIGURE_NAME, REPORT_NAME, add_to_model_card
+from hf_exptest.model_card import add_to_model_card
+from hf_exptest.report import FIGURE_NAME, REPORT_NAME
 
 from .tasks import METRICS, NUM_STEPS, make_trainer
 
