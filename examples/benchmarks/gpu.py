@@ -50,10 +50,11 @@ from .tables import Rows, markdown, signed
 from .tasks import make_trainer
 
 ROOT = Path(__file__).parents[2]
-# With the grid of the large character model on one seed.
+# With the grid of the large character model, which a run at a rate does not change.
 KEPT = Path(__file__).parent / "results" / "runs.jsonl"
 # What documentation and examples say for language models.
 CONSTANTS = {"smollm2 lora": 2e-4, "smollm2 full": 2e-5}
+PREFERENCES = {"dpo": 5e-6, "reward": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,17 @@ class Sizes:
     use_cpu: bool
 
 
-GPU = Sizes("characters large", (0, 1), BUDGETS, 150, {"toy": 200, "minilm": 100}, "minilm", 5, False)
-DRY = Sizes("california", (0,), dict.fromkeys(["california", *CONSTANTS], 20), 20, {"toy": 12}, "bert-tiny", 2, True)
+GPU = Sizes("characters large", (0, 1), BUDGETS, 150, {"toy": 200, "minilm": 100}, "minilm", 3, False)
+DRY = Sizes(
+    "california",
+    (0,),
+    dict.fromkeys(["california", *CONSTANTS, *PREFERENCES], 20),
+    20,
+    {"toy": 12},
+    "bert-tiny",
+    2,
+    True,
+)
 
 
 @dataclass(frozen=True)
@@ -132,22 +142,27 @@ def make_parts(data: Path, sizes: Sizes) -> list[Part]:
     def timed(what: str, of: str, function: Callable[..., Mapping[str, float]], *arguments: Any) -> Job:
         return Job((what, of, 0), functools.partial(call, with_circumstances, (function, *arguments)), 40)
 
-    constants = {task: single_rate(rate) for task, rate in CONSTANTS.items()}
-    # Five of the seven of the grid.
-    rates = {task: [single_rate(rate) for rate in grid_rates(task)[1:-1]] for task in CONSTANTS}
-    first = [(task, method) for task in CONSTANTS for method in ("exptest", constants[task], ON_TOP)]
-    # The middle ones first.
-    others = [(task, rates[task][place]) for place in (2, 1, 3, 0, 4) for task in CONSTANTS]
+    def grid(task: str) -> list[str]:
+        """The middle first."""
+        return [single_rate(grid_rates(task)[place]) for place in (3, 2, 4, 1, 5, 0, 6)]
+
+    def fine_tuning(constants: Mapping[str, float]) -> list[Job]:
+        """ExpTest against a constant and five rates of the grid."""
+        first = [(task, m) for task, rate in constants.items() for m in ("exptest", single_rate(rate), ON_TOP)]
+        others = [(task, grid(task)[place]) for place in range(5) for task in constants]
+        return [run(task, method, 0, 60) for task, method in dict.fromkeys([*first, *others])]
+
     costs = [timed("step", model, step_cost, model, steps, sizes) for model, steps in sizes.overhead_steps.items()]
     costs += [timed("look", task, look_cost, task, data, sizes.look_steps) for task in CONSTANTS]
     costs += [timed("snapshot", method, snapshot_costs, method, sizes) for method in snapshot_cost.METHODS]
-    grid = [single_rate(rate) for rate in grid_rates(sizes.scratch)]
     return [
         Part("from scratch", [run(sizes.scratch, m, seed, 150) for m in ("exptest", ON_TOP) for seed in sizes.seeds]),
-        Part("SmolLM2", [run(task, method, 0, 60) for task, method in [*first, *others]]),
+        Part("SmolLM2", fine_tuning(CONSTANTS)),
+        Part("preferences", fine_tuning(PREFERENCES)),
         Part("time and memory", costs, is_run=False, is_timed=True),
         Part("tests", [Job(("tests", "tests/test_cuda.py", 0), cuda_tests, 40)], is_run=False),
-        Part("grid from scratch", [run(sizes.scratch, method, seed, 150) for seed in sizes.seeds for method in grid]),
+        # The last seed first, since the first is among those that are kept.
+        Part("grid", [run(sizes.scratch, m, seed, 150) for seed in sizes.seeds[::-1] for m in grid(sizes.scratch)]),
     ]
 
 
@@ -254,12 +269,14 @@ def mean_loss(group: Sequence[Row]) -> float:
 
 
 def best_rate(rows: Rows, task: str) -> tuple[str, float] | None:
-    """The single rate with the lowest mean loss over the seeds that there are, and that loss."""
+    """The single rate with the lowest mean loss, of those that were run on the most seeds, and that loss."""
     groups: dict[str, list[Row]] = {}
     for (of, method, _), row in rows.items():
         if of == task and method.startswith("grid "):
             groups.setdefault(method.split()[1], []).append(row)
-    return min(((rate, mean_loss(group)) for rate, group in groups.items()), key=lambda pair: pair[1], default=None)
+    most = max(map(len, groups.values()), default=0)
+    losses = [(rate, mean_loss(group)) for rate, group in groups.items() if len(group) == most]
+    return min(losses, key=lambda pair: pair[1], default=None)
 
 
 def run_line(task: str, method: str, group: Sequence[Row], best: tuple[str, float] | None) -> list[str]:
@@ -284,8 +301,8 @@ def table(rows: Rows, parts: Sequence[Part]) -> str:
     planned = [job.key for part in parts for job in part.jobs]
     made = {key: rows[key] for key in planned if is_made(rows, key)}
     tasks = dict.fromkeys(task for part in parts if part.is_run for task, _, _ in (job.key for job in part.jobs))
-    # Where the grid was not made again, its earlier runs have to do.
-    bests = {task: best_rate(made, task) or best_rate(read_rows(KEPT), task) for task in tasks}
+    # What was not made again of the grid is taken from its earlier runs.
+    bests = {task: best_rate(read_rows(KEPT) | made, task) for task in tasks}
     lines = [
         run_line(task, method, [row for key, row in made.items() if key[:2] == (task, method)], bests[task])
         for task, method in dict.fromkeys(key[:2] for key in planned if key[0] in tasks)

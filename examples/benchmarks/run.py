@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -50,6 +51,8 @@ BUDGETS = {
     **dict.fromkeys(LORA_VARIANTS, 1022),
     "smollm2 lora": 300,
     "smollm2 full": 300,
+    "dpo": 300,
+    "reward": 300,
     "pairs": 300,
     "vit": 2000,
     "resnet sgd": 2000,
@@ -211,24 +214,38 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
     add_choices(parser)
     parser.add_argument("--steps", type=int, help="optimizer steps of every run (default: what `BUDGETS` says)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
     options = parser.parse_args()
     rows = read_rows(options.out)
+    budgets = {key: options.steps or BUDGETS[key[0]] for key in keys(options.tasks, options.methods, options.seeds)}
+    for key in rows.keys() & budgets.keys():
+        if rows[key]["budget"] != budgets[key]:
+            parser.error(
+                f"{options.out} holds {key} with {rows[key]['budget']} steps, not {budgets[key]}: name another"
+            )
     failures = []
-    for key in keys(options.tasks, options.methods, options.seeds):
-        budget = options.steps or BUDGETS[key[0]]
-        if key in rows:
-            if rows[key]["budget"] != budget:
-                parser.error(f"{options.out} holds {key} with {rows[key]['budget']} steps, not {budget}: name another")
-            continue
-        try:
-            row = in_new_process(measure, (*key, options.data, budget))
-        except Exception as error:
-            # The others are still worth having.
-            failures.append(f"{key}: {type(error).__name__}: {error}")
-            print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
-            continue
-        append_row(options.out, row)
-        print(f"{key}: {row['metric']:.4f} in {row['steps']} steps, {row['seconds']:.0f} s", flush=True)
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
+        missing = {
+            pool.submit(in_new_process, measure, (*key, options.data, budget)): key
+            for key, budget in budgets.items()
+            if key not in rows
+        }
+        for future in as_completed(missing):
+            try:
+                row = future.result()
+            except Exception as error:
+                # The others are still worth having.
+                failures.append(f"{missing[future]}: {type(error).__name__}: {error}")
+                print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
+                continue
+            append_row(options.out, row)
+            print(
+                f"{missing[future]}: {row['metric']:.4f} in {row['steps']} steps, {row['seconds']:.0f} s", flush=True
+            )
+    finally:
+        # So that a stop is not followed by the runs that have not begun.
+        pool.shutdown(cancel_futures=True)
     if failures:
         sys.exit("Runs that failed:\n" + "\n".join(failures))
 

@@ -31,17 +31,22 @@ BATCH_SIZE, CONTEXT = 8, 256
 def lora(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """LoRA of rank 8 on every linear layer but the last."""
     config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=8, lora_alpha=16, target_modules="all-linear")
-    return _trainer(get_peft_model(_model(data), config), data, args, callbacks)
+    return _trainer(get_peft_model(load(data), config), data, args, callbacks)
 
 
 def full(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """Every parameter, kept in float32."""
-    return _trainer(_model(data), data, args, callbacks)
+    return _trainer(load(data), data, args, callbacks)
 
 
 def source(data: Path) -> str:
     """Where the model is loaded from: a folder, or its name on the Hub."""
     return str(_folder(data)) if _folder(data).is_dir() else HUB_NAME
+
+
+def load(data: Path) -> nn.Module:
+    """The language model, in float32."""
+    return AutoModelForCausalLM.from_pretrained(source(data), dtype=torch.float32)
 
 
 def is_packaged() -> bool:
@@ -74,10 +79,6 @@ def unpack(data: Path) -> None:
 
 def _folder(data: Path) -> Path:
     return data / "smollm2"
-
-
-def _model(data: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(source(data), dtype=torch.float32)
 
 
 def _trainer(model: nn.Module, data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:

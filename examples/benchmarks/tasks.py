@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from . import image_tasks, smollm2, text_tasks
+from . import image_tasks, preference_tasks, smollm2, text_tasks
 
 
 def make_trainer(
@@ -33,7 +33,8 @@ def make_trainer(
         task (`str`): a key of `METRICS`.
         data (`Path`): folder with `tinyshakespeare/input.txt`, `sst2/{train,dev}.tsv`, `trec/TREC.*.all`,
             `california_housing/housing.csv` (the census columns), and `mnist/mnist.npz` and `cifar10/cifar10.npz`
-            (arrays `x_train`, `y_train`, `x_test` and `y_test`). `digits` and `pairs` need none of them.
+            (arrays `x_train`, `y_train`, `x_test` and `y_test`). `digits`, `pairs`, `dpo` and `reward` need no file of
+            it; `smollm2.py` says where the last two have their model from.
         seed (`int`): of the weights, the data order and dropout.
         num_steps (`int`): optimizer steps.
         output_dir (`str`): where the Trainer may write.
@@ -95,6 +96,8 @@ _TASKS = {
     "trec rslora rank 64": functools.partial(text_tasks.trec_lora, r=64, use_rslora=True),
     "smollm2 lora": smollm2.lora,
     "smollm2 full": smollm2.full,
+    "dpo": preference_tasks.dpo,
+    "reward": preference_tasks.reward,
     "pairs": text_tasks.pairs,
     "vit": image_tasks.vit,
     "resnet sgd": image_tasks.resnet_sgd,
@@ -106,7 +109,7 @@ _TASKS = {
     "california": california,
 }
 # A run of one of them takes hours on a CPU, so it is made where it is asked for.
-GPU_TASKS = ["characters large", "smollm2 lora", "smollm2 full"]
+GPU_TASKS = ["characters large", "smollm2 lora", "smollm2 full", "dpo", "reward"]
 _LOSSES = ["characters", "characters 3000", *GPU_TASKS, "pairs", "california"]
 METRICS = {task: "eval_loss" if task in _LOSSES else "eval_accuracy" for task in _TASKS}
 CPU_TASKS = [task for task in _TASKS if task not in GPU_TASKS]
@@ -139,6 +142,8 @@ GRIDS = {
     "trec rslora rank 64": [3e-4, 1e-3, 3e-3],
     "smollm2 lora": [1e-4, 3e-4, 1e-3],
     "smollm2 full": [3e-5, 1e-4, 3e-4],
+    "dpo": [3e-5, 1e-4, 3e-4],
+    "reward": [3e-5, 1e-4, 3e-4],
     "pairs": [3e-5, 1e-4, 3e-4],
     "vit": [3e-4, 1e-3, 3e-3, 1e-2],
     "resnet sgd": [0.01, 0.03, 0.1, 0.3],

@@ -91,6 +91,12 @@ def _classification(
     )
 
 
+def arguments_as(arguments_type: Any, args: TrainingArguments) -> Any:
+    """The same settings for a Trainer that has a type of arguments of its own."""
+    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    return arguments_type(**{name: getattr(args, name) for name in names})
+
+
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
@@ -145,11 +151,10 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
     # Long enough to be told apart, and cut so that a CPU has time for them.
     texts = [words[:60] for words in (text.split() for text in reviews["text"]) if len(words) > 20]
     texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:9216]]
-    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     model = SentenceTransformer(str(get_model_path()), device="cpu" if args.use_cpu else None)
     return SentenceTransformerTrainer(
         model=model,
-        args=SentenceTransformerTrainingArguments(**{name: getattr(args, name) for name in names}),
+        args=arguments_as(SentenceTransformerTrainingArguments, args),
         train_dataset=dataset(texts[1024:]),
         eval_dataset=dataset(texts[:1024]),
         loss=MultipleNegativesRankingLoss(model),
