@@ -1,5 +1,6 @@
 """Settings that hold for every test and for the processes that tests start."""
 
+import gc
 import os
 
 # huggingface_hub and OpenMP read these once, when they are imported, so they must be set before any test imports
@@ -19,6 +20,18 @@ from hypothesis import settings
 # comes back when the tests are run again.
 settings.register_profile("hf_exptest", deadline=None, derandomize=True)
 settings.load_profile("hf_exptest")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection():
+    """
+    Garbage collections pass over what was there before the first test of a file, libraries above all.
+
+    Each training begins with a collection, and each search makes some. To look at all objects of the libraries takes
+    longer than the training itself.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,9 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -309,6 +307,7 @@ def test_figures_are_not_registered_with_pyplot(tmp_path):
 
 _WRITE = """
 import sys
+sys.path.insert(0, sys.argv[2])
 from reports import SEARCH, make_report
 from hf_exptest.report import write
 write(make_report(searches=[SEARCH]), sys.argv[1], with_figure=True)
@@ -319,10 +318,10 @@ assert "matplotlib.pyplot" not in sys.modules
 # matplotlib itself refuses a name that it does not know.
 @pytest.mark.parametrize(("backend", "is_refused"), [("module://not_there", False), ("TkAgg", False), ("nope", True)])
 def test_broken_backend_costs_at_most_the_figure(tmp_path, backend, is_refused):
-    env = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parent)}
-    env.pop("DISPLAY", None)
-    done = subprocess.run([sys.executable, "-c", _WRITE, str(tmp_path)], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    script = tmp_path / "script.py"
+    script.write_text(_WRITE)
+    environment = {"MPLBACKEND": backend, "DISPLAY": ""}
+    done = forks.python(script, tmp_path, Path(__file__).parent, environment=environment)
     assert Report.load(tmp_path) == make_report(searches=[SEARCH])
     assert ("exptest.png': ValueError: " in done.stderr) == is_refused
     assert (tmp_path / "exptest.png").is_file() != is_refused

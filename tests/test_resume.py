@@ -4,10 +4,9 @@
 """Stopping and resuming is as if training had never stopped."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -174,8 +173,7 @@ def test_ours_resumes_a_plain_trainer_with_a_warning(tmp_path, caplog, given):
 
 def test_thirty_kills_lose_nothing():
     script = Path(__file__).with_name("end_to_end") / "killed.py"
-    done = subprocess.run([sys.executable, str(script), "30"], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = forks.python(script, 30, timeout=600)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] == {"any time": 10, "look": 10, "checkpoint": 10}
     # Some checkpoints were cut short, and passed over.

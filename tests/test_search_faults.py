@@ -39,7 +39,8 @@ class Fails:
         if self.is_on:
             self.counts[-1] += 1
             if (len(self.counts), self.counts[-1]) == (self.stage, self.n):
-                raise self.error
+                # A new one, since an error holds all frames that it went through, and so the trainer.
+                raise type(self.error)(*self.error.args)
 
     @contextlib.contextmanager
     def open_stage(self, *args, **kwargs):

@@ -1,10 +1,9 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-import subprocess
-import sys
 from dataclasses import dataclass
 
+import forks
 import pytest
 from reports import GIVEN, make_report
 from transformers import HfArgumentParser
@@ -104,10 +103,10 @@ print(TrainingArguments("out", exptest_beta=0.25, use_cpu=True) == TrainingArgum
 
 
 @pytest.mark.parametrize("given", [{}, {"exptest": True, "exptest_beta": 0.5}])
-def test_the_flags_in_transformers_own_classes(given):
-    code = IN_PLACE.replace("{statement}", f"add_flags_in_place({given})")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_flags_in_transformers_own_classes(tmp_path, given):
+    script = tmp_path / "script.py"
+    script.write_text(IN_PLACE.replace("{statement}", f"add_flags_in_place({given})"))
+    done = forks.python(script)
     is_on, beta = bool(given), given.get("exptest_beta", 1 / 3)
     # What reports the arguments says nothing of flags that are off; a class made before does not take them, but has
     # their values.

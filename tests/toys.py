@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 
+import forks
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -167,14 +168,21 @@ def torchrun(num_processes):
     return [*command, "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
 
 
-def run_processes(num_processes, script, folder, *arguments, timeout=300, env=None):
-    """What each process wrote to `folder` as `rank0.json` and so on, `world_size` checked; and what all printed."""
+def run_processes(num_processes, command, folder, timeout=300, environment=None, is_forked=True):
+    """
+    What each process wrote to `folder` as `rank0.json` and so on, `world_size` checked; and what all printed.
+
+    The processes are forks, or else torchrun's own.
+    """
     folder.mkdir(exist_ok=True)
     # With fewer GPUs than processes, the barrier of processes on the CPU looks for a GPU that is not there.
-    env = {**os.environ, **(env or {}), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*torchrun(num_processes), str(script), *arguments], capture_output=True, text=True, timeout=timeout, env=env
-    )
+    environment = {**(environment or {}), "CUDA_VISIBLE_DEVICES": ""}
+    if is_forked:
+        done = forks.torchrun(num_processes, command, timeout, environment)
+    else:
+        environment = {**os.environ, **environment}
+        command = [*torchrun(num_processes), *map(str, command)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
     assert [result.pop("world_size") for result in results] == [num_processes] * num_processes

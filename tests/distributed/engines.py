@@ -19,7 +19,7 @@ ENVIRONMENT = {"DS_ACCELERATOR": "cpu"}
 def run(folder, num_processes, *runs, timeout=300):
     """For each of `runs`, what each process saw."""
     arguments = [str(folder), *map(json.dumps, runs)]
-    results, _ = toys.run_processes(num_processes, SCRIPT, folder, *arguments, timeout=timeout, env=ENVIRONMENT)
+    results, _ = toys.run_processes(num_processes, [SCRIPT, *arguments], folder, timeout, ENVIRONMENT)
     return list(zip(*(result["runs"] for result in results), strict=True))
 
 

@@ -41,8 +41,8 @@ def test_a_training_is_the_same_after_a_search(tmp_path, stage, settings):
 @pytest.mark.parametrize(("stage", "optimizer"), [(2, "trainer"), (3, "trainer"), (2, "config")])
 def test_every_step_uses_the_rate_of_the_scheduler(tmp_path, stage, optimizer):
     script = Path(__file__).with_name("train_deepspeed.py")
-    arguments = [str(tmp_path), str(stage), optimizer]
-    results, _ = toys.run_processes(2, script, tmp_path, *arguments, timeout=900, env=engines.ENVIRONMENT)
+    command = [script, tmp_path, stage, optimizer]
+    results, _ = toys.run_processes(2, command, tmp_path, 900, engines.ENVIRONMENT)
     assert [result["stage"] for result in results] == [stage, stage]
     first, *decisions = results[0]["history"]
     assert (first["decision"], first["test"]) == ("start", "first_update_bound")

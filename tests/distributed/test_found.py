@@ -15,7 +15,8 @@ pytestmark = pytest.mark.distributed
 
 def test_the_finder_ends_every_process_and_the_main_one_speaks_and_writes(tmp_path):
     script = str(Path(__file__).with_name("train_found.py"))
-    _, done = toys.run_processes(2, "-m", tmp_path, "hf_exptest.run", "--find", script, str(tmp_path))
+    command = ["-m", "hf_exptest.run", "--find", script, tmp_path]
+    _, done = toys.run_processes(2, command, tmp_path, is_forked=False)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "rank0.json", "rank1.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"exptest.json", "exptest.png"}
     report = Report.load(tmp_path / "out")

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.distributed
 
 def test_the_main_process_alone_speaks_and_writes(tmp_path):
     script = Path(__file__).with_name("train_reporting.py")
-    (main, other), done = toys.run_processes(2, script, tmp_path, str(tmp_path))
+    (main, other), done = toys.run_processes(2, [script, tmp_path], tmp_path)
     assert main["decisions"] == other["decisions"]
     assert len(main["decisions"]) == 1
     assert main["said"] == [f"ExpTest: {line}" for line in main["decisions"]]

@@ -18,8 +18,8 @@ DECISION = ("step", "phase", "test", "window", "decision")
 
 
 def torchrun(folder, num_processes, script, *arguments):
-    """What every process of one torchrun reports."""
-    results, _ = toys.run_processes(num_processes, Path(__file__).with_name(script), folder, *arguments)
+    """What every process reports."""
+    results, _ = toys.run_processes(num_processes, [Path(__file__).with_name(script), *arguments], folder)
     return results
 
 

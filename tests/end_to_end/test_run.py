@@ -1,7 +1,11 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Unmodified scripts under `python -m hf_exptest.run`, each in a process of its own."""
+"""
+Unmodified scripts under `python -m hf_exptest.run`, each in a process of its own.
+
+Of each kind of command, one starts a new interpreter; the others are forks, which import nothing anew.
+"""
 
 import json
 import re
@@ -9,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import toys
 import trl.scripts
@@ -73,7 +78,7 @@ def assert_exptest_set_the_rate(folder, done, state=None):
 
 
 def test_a_script_that_reads_the_flag(tmp_path):
-    done = python(
+    done = forks.python(
         *LAUNCHER, script("run_classification"), *FLAGS, "--output_dir", str(tmp_path), "--exptest", "true",
         "--exptest_alpha", "0.01",
     )  # fmt: skip
@@ -92,7 +97,7 @@ def test_a_script_that_takes_one_config_file(tmp_path, command):
     for name, values in (("config", config), ("config_with_exptest", with_exptest)):
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     arguments = [part.format(**{path.stem: path for path in tmp_path.glob("*.json")}) for part in command]
-    done = python(*LAUNCHER, script("run_classification"), *arguments)
+    done = forks.python(*LAUNCHER, script("run_classification"), *arguments)
     assert_exptest_set_the_rate(tmp_path, done)
     assert read_json(tmp_path / "exptest.json")["config"]["alpha"] == 0.01
 
@@ -102,7 +107,7 @@ def test_a_script_that_makes_its_arguments_itself(tmp_path):
     assert f"Arguments: {tmp_path}\n" in done.stdout
     assert logged(tmp_path, "learning_rate")[:3] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02])
 
-    done = python(*LAUNCHER, script("own_arguments"), str(tmp_path), "--exptest")
+    done = forks.python(*LAUNCHER, script("own_arguments"), str(tmp_path), "--exptest")
     assert f"Arguments: {tmp_path} --exptest\n" in done.stdout
     assert logged(tmp_path, "learning_rate")[0] == 5e-5
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("hf_exptest.run: ")]
@@ -111,7 +116,7 @@ def test_a_script_that_makes_its_arguments_itself(tmp_path):
 
 
 def test_a_callback_of_the_script_is_the_only_one(tmp_path):
-    done = python(*LAUNCHER, "--exptest", script("own_arguments"), str(tmp_path), "own-callback")
+    done = forks.python(*LAUNCHER, "--exptest", script("own_arguments"), str(tmp_path), "own-callback")
     (callbacks,) = [line for line in done.stdout.splitlines() if line.startswith("Callbacks: ")]
     assert callbacks.count("ExpTestCallback") == 1
     assert max(logged(tmp_path, "learning_rate")) == 0.01
@@ -131,7 +136,7 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["dpo", "reward"])
 def test_the_scripts_of_trl(tmp_path, tiny, name):
-    done = python(
+    done = forks.python(
         *[*LAUNCHER, "--exptest", str(Path(trl.scripts.__file__).with_name(f"{name}.py")), *FLAGS, *TRL_FLAGS],
         *["--model_name_or_path", str(tiny), "--dataset_name", str(tiny / "preferences")],
         # TRL writes its card beside each checkpoint.
@@ -141,14 +146,14 @@ def test_the_scripts_of_trl(tmp_path, tiny, name):
 
 
 def test_a_script_in_the_style_of_trl(tmp_path):
-    done = python(*LAUNCHER, script("run_sft"), *FLAGS, *TRL_FLAGS, "--output_dir", str(tmp_path), "--exptest")
+    done = forks.python(*LAUNCHER, script("run_sft"), *FLAGS, *TRL_FLAGS, "--output_dir", str(tmp_path), "--exptest")
     assert_exptest_set_the_rate(tmp_path, done)
 
 
 def test_without_the_flag_the_script_runs_as_ever(tmp_path):
     folders = [tmp_path / "launched", tmp_path / "plain"]
-    for folder, launcher in zip(folders, (LAUNCHER, []), strict=True):
-        done = python(*launcher, script("run_classification"), *FLAGS, "--output_dir", str(folder))
+    for folder, start, launcher in zip(folders, (python, forks.python), (LAUNCHER, []), strict=True):
+        done = start(*launcher, script("run_classification"), *FLAGS, "--output_dir", str(folder))
         lines = done.stdout.replace(str(folder), "").splitlines()
         # Without times of the day, and how long it took.
         lines = [line for line in lines if not re.search(r"\d\d:\d\d:\d\d|runtime|per_second", line)]
@@ -175,7 +180,7 @@ def test_the_finder_ends_a_script_before_it_trains_and_a_training_starts_from_it
     assert done.stdout.endswith(f"To train with it: --exptest --exptest_reuse {found}\n")
     assert "train_loss" not in done.stdout
 
-    done = python(
+    done = forks.python(
         *LAUNCHER, script("run_classification"), *FLAGS, "--output_dir", str(trained), "--exptest",
         "--exptest_reuse", str(found),
     )  # fmt: skip
@@ -192,7 +197,7 @@ def test_the_finder_ends_a_script_before_it_trains_and_a_training_starts_from_it
 
 
 def test_saved_arguments_can_be_read_without_hf_exptest(tmp_path):
-    python(*LAUNCHER, script("save_arguments"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false")
+    forks.python(*LAUNCHER, script("save_arguments"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false")
     done = python(
         "-c",
         "import sys, torch; sys.modules['hf_exptest'] = None\n"

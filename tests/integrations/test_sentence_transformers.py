@@ -7,8 +7,9 @@ import pickle
 import re
 from pathlib import Path
 
+import forks
 import pytest
-from looks import LAUNCHER, assert_looked, python, saved_log
+from looks import LAUNCHER, assert_looked, saved_log
 
 from hf_exptest import ExpTestCallback
 from hf_exptest.internals import read_batches
@@ -64,11 +65,11 @@ def test_card_of_a_later_training_without_exptest(tmp_path):
 
 
 def test_launcher(tmp_path):
-    output = python(*LAUNCHER, Path(__file__).with_name("encoders.py"), tmp_path)
+    done = forks.python(*LAUNCHER, Path(__file__).with_name("encoders.py"), tmp_path)
     for kind in KINDS:
         found = assert_looked(tmp_path / kind, saved_log(tmp_path / kind))
         assert_card_tells((tmp_path / kind / "final" / "README.md").read_text(), found)
-    assert output.count("ExpTest: starts with learning rate") == len(KINDS)
+    assert (done.stdout + done.stderr).count("ExpTest: starts with learning rate") == len(KINDS)
 
 
 @pytest.mark.parametrize("batch_sampler", ["batch_sampler", "no_duplicates"])

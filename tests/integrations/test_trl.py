@@ -7,9 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import pytest
 from llama import save_model
-from looks import LAUNCHER, assert_looked, python, saved_log
+from looks import LAUNCHER, assert_looked, saved_log
 from packaging.version import Version
 from toys import numbered_words, preference, save_numbered_tokenizer
 
@@ -99,7 +100,7 @@ def test_flags_in_the_arguments(tmp_path, tiny, name):
 def test_the_script_of_kto(tmp_path, tiny):
     script = Path(trl.__file__).with_name("scripts") / "kto.py"
     flags = [*FLAGS, "--save_strategy", "steps", "--model_name_or_path", tiny, "--dataset_name", tiny / "KTO"]
-    python(*LAUNCHER, script, *flags, "--output_dir", tmp_path)
+    forks.python(*LAUNCHER, script, *flags, "--output_dir", tmp_path)
     assert_looked(tmp_path, saved_log(tmp_path / "checkpoint-30"))
 
 
