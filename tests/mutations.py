@@ -225,7 +225,7 @@ MUTANTS = [
     (
         "rounding noise does not end the ladder of the bound",
         "bounds.py",
-        "        if tried[10.0**exponent] > ceiling:\n",
+        "        if tried[10.0**exponent] > start + 0.5 * abs(start):\n",
         "        if tried[10.0**exponent] > start:\n",
         "tests/test_search.py -k rounding",
     ),
