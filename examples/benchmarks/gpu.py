@@ -158,9 +158,9 @@ def make_parts(data: Path, sizes: Sizes) -> list[Part]:
     return [
         Part("from scratch", [run(sizes.scratch, m, seed, 150) for m in ("exptest", ON_TOP) for seed in sizes.seeds]),
         Part("SmolLM2", fine_tuning(CONSTANTS)),
-        Part("preferences", fine_tuning(PREFERENCES)),
         Part("time and memory", costs, is_run=False, is_timed=True),
         Part("tests", [Job(("tests", "tests/test_cuda.py", 0), cuda_tests, 40)], is_run=False),
+        Part("preferences", fine_tuning(PREFERENCES)),
         # The last seed first, since the first is among those that are kept.
         Part("grid", [run(sizes.scratch, m, seed, 150) for seed in sizes.seeds[::-1] for m in grid(sizes.scratch)]),
     ]
@@ -281,8 +281,6 @@ def best_rate(rows: Rows, task: str) -> tuple[str, float] | None:
 
 def run_line(task: str, method: str, group: Sequence[Row], best: tuple[str, float] | None) -> list[str]:
     """One method on one task; `group` has the seeds that were made."""
-    if not group:
-        return [task, method, "not made", *[""] * 5]
     loss = mean_loss(group)
     return [
         task,
@@ -297,21 +295,21 @@ def run_line(task: str, method: str, group: Sequence[Row], best: tuple[str, floa
 
 
 def table(rows: Rows, parts: Sequence[Part]) -> str:
-    """Markdown: all that is planned, and why a run was not made."""
+    """Markdown: what was made of all that is planned, and why the rest was not."""
     planned = [job.key for part in parts for job in part.jobs]
     made = {key: rows[key] for key in planned if is_made(rows, key)}
     tasks = dict.fromkeys(task for part in parts if part.is_run for task, _, _ in (job.key for job in part.jobs))
     # What was not made again of the grid is taken from its earlier runs.
     bests = {task: best_rate(read_rows(KEPT) | made, task) for task in tasks}
+    methods = {task: dict.fromkeys(method for of, method, _ in made if of == task) for task in tasks}
     lines = [
         run_line(task, method, [row for key, row in made.items() if key[:2] == (task, method)], bests[task])
-        for task, method in dict.fromkeys(key[:2] for key in planned if key[0] in tasks)
+        for task in tasks
+        for method in methods[task]
     ]
     values = [
-        [what, of, ", ".join(f"{name} {value:.4g}" for name, value in made[what, of, seed]["values"].items())]
-        if (what, of, seed) in made
-        else [what, of, "not made"]
-        for what, of, seed in planned
+        [what, of, ", ".join(f"{name} {value:.4g}" for name, value in row["values"].items())]
+        for (what, of, _), row in made.items()
         if what not in tasks
     ]
     found = ", ".join(f"{task} {best[0]} ({best[1]:.4f})" for task, best in bests.items() if best is not None)
@@ -320,15 +318,14 @@ def table(rows: Rows, parts: Sequence[Part]) -> str:
         f" {row['versions']['transformers']}"
         for row in made.values()
     }
-    # Of an error with its trace, the last line.
-    reasons = {
-        key: rows[key]["not_made"].splitlines()[-1] if key in rows else "not yet its turn"
-        for key in planned
-        if key not in made
-    }
+    reasons: dict[str, list[str]] = {}
+    for key in (key for key in planned if key not in made):
+        # Of an error with its trace, the last line.
+        reason = rows[key]["not_made"].splitlines()[-1] if key in rows else "not yet its turn"
+        reasons.setdefault(reason, []).append(" ".join(map(str, key)))
     header = ["task", "method", "loss", "by seed", "over the best rate, %", "peak learning rate", "look steps"]
     notes = [f"- Best rates: {found or 'none'}", f"- Machines: {'; '.join(sorted(machines)) or 'none'}"]
-    notes += [f"- Not made: {', '.join(map(str, key))}: {reason}" for key, reason in reasons.items()]
+    notes += [f"- Not made, {reason}: {', '.join(keys)}" for reason, keys in reasons.items()]
     return "\n\n".join(
         [
             markdown([*header, "peak memory, MB"], lines),
