@@ -56,7 +56,9 @@ clean: ## Delete the environments, caches and builds
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
+# TRL 1.0.0 asks for datasets 4.7.0, so that comes first. pip says that 4.0.0 goes against it, and goes on.
 .venv-minimum/.installed: pyproject.toml .ci/constraints-minimum.txt
 	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install -c .ci/constraints-minimum.txt -e ".[examples,test]"
+	.venv-minimum/bin/python -m pip install datasets==4.0.0
 	touch $@
