@@ -175,8 +175,9 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
             Loss after moving by a distance along the ray; the same for the same distance. Non-finite counts as high.
 
     Returns:
-        `float`: the best distance, to a factor of two, between 1e-30 and 1e3. Where noise hides the valley and the
-        loss falls nowhere, the largest distance that raises it by no more than one percent.
+        `float`: the best distance, to a factor of two, between 1e-30 and 1e3; the shortest of those where the loss
+        falls as far but for one percent. Where noise hides the valley and the loss falls nowhere, the largest distance
+        that raises it by no more than one percent.
 
     Raises:
         `ValueError`: if the loss rises by more at every distance.
@@ -210,4 +211,6 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
         return max(harmless)
     for factor in (0.2, 0.5, 2.0, 5.0):
         tried[coarse * factor] = loss(coarse * factor)
-    return min(tried, key=tried.__getitem__)
+    # A loss that is all but zero from some distance on, as of DPO, goes on falling for long.
+    lowest = min(tried.values())
+    return min(distance for distance, value in tried.items() if value <= lowest + 0.01 * (start - lowest))

@@ -48,11 +48,10 @@ def classification_data(n=512, seed=1):
     return [{"x": row, "labels": label} for row, label in zip(x, scores.argmax(-1), strict=True)]
 
 
-def language_model(seed=0):
+def language_model(seed=0, **settings):
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    )
+    sizes = {"vocab_size": 32, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, **settings))
 
 
 def language_data(n=128, seed=1):
