@@ -230,6 +230,13 @@ MUTANTS = [
         "tests/test_search.py -k rounding",
     ),
     (
+        "a model that hardly moves is being fine-tuned",
+        "search.py",
+        "_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.05, -0.4",
+        "_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.0, -0.4",
+        "tests/test_search.py -k hardly",
+    ),
+    (
         "ties are ties",
         "search.py",
         "_TIE = 1e-3",

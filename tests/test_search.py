@@ -484,12 +484,13 @@ class Table:
     one of their own.
     """
 
-    def __init__(self, end, untouched=2.0, noise=1e-4, curve=None, num_batches=12):
+    def __init__(self, end, untouched=2.0, noise=1e-4, curve=None, num_batches=12, movement=None):
         self._shared = 0.1 * np.linspace(-1, 1, num_batches)
         self._random = np.random.default_rng(0)
         self._noise = noise
         self.untouched = list(untouched + self._shared)
         self.end = end
+        self.movement = movement or (lambda rate: None)
         self.curve = curve or (lambda rate, step: 1.0)
         self.num_steps = 0
         self.tried = []
@@ -505,7 +506,8 @@ class Table:
         if not np.isfinite(end):
             return Trial(learning_rate, num_steps, curve[:4], [np.inf] * len(self._shared))
         own = self._noise * self._random.normal(size=len(self._shared))
-        return Trial(learning_rate, num_steps, curve, list(end + self._shared + own))
+        ends = list(end + self._shared + own)
+        return Trial(learning_rate, num_steps, curve, ends, self.movement(learning_rate))
 
 
 def parabola(best, least=1.0, curvature=0.1):
@@ -537,6 +539,19 @@ def test_the_vertex_of_a_parabola_is_found(best, is_start):
     assert found.learning_rate == pytest.approx(best, rel=0.06)
     assert found.p_value < 1e-6
     assert [trial.learning_rate for trial in found.trials] == sorted(trial.learning_rate for trial in found.trials)
+
+
+def test_a_longer_run_of_a_model_that_hardly_moves_gets_a_lower_rate():
+    def found(at_best, longer=10):
+        # Adam moves in proportion to its rate.
+        stage = Table(parabola(4e-3), movement=lambda rate: at_best * rate / 4e-3)
+        return look(stage, budget=2000, is_start=True, longer=longer).learning_rate
+
+    # Fine-tuning, as long as a trial and ten times longer; and training from scratch.
+    assert found(0.02, longer=1) == pytest.approx(4e-3, rel=0.06)
+    assert found(0.02) == pytest.approx(4e-3 * 10**-0.4, rel=0.06)
+    assert found(0.2) == found(0.5) == look(Table(parabola(4e-3)), budget=2000, is_start=True, longer=10).learning_rate
+    assert found(0.2) > 2e-3
 
 
 @pytest.mark.parametrize("is_start", [True, False])
@@ -639,10 +654,15 @@ def test_a_trial_of_a_trainer_ends_where_it_diverges(tmp_path):
     trainer = make_trainer(tmp_path, [], model=language_model(), data=language_data(), max_grad_norm=0.0)
     trainer.create_optimizer()
     trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    before = torch.nn.utils.parameters_to_vector(trainer.model.parameters()).detach()
     with open_stage(trainer, num_batches=12) as stage:
         ended = stage.trial(1e-3, 10)
+        moved = torch.nn.utils.parameters_to_vector(trainer.model.parameters()).detach() - before
         diverged = stage.trial(1e30, 10)
     assert (ended.outcome, diverged.outcome) == ("ended", "diverged")
+    assert ended.movement == pytest.approx(float(moved.norm() / before.norm()), rel=1e-5)
+    assert ended.movement > 0.01
+    assert diverged.movement is None
     assert np.isinf(diverged.end_losses).all()
     assert stage.num_steps == 10 + len(diverged.curve)
     assert len(diverged.curve) < 10

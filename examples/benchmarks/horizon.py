@@ -30,7 +30,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
-from hf_exptest.search import FIRST_POWERS, SPACING, read_trials, walk
+from hf_exptest.search import FIRST_POWERS, SPACING, best_power, is_fine_tuning, read_trials, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .run import BF16_TASKS, BUDGETS, Row, append_row
@@ -40,14 +40,17 @@ from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
 POWERS = range(-1, 5)
 MOST_TRIALS = 4
 # Constants of a rule: where the power begins, how it falls with the share of the loss that the best trial removes, and
-# with what a third of its rate lacks of that.
-Rule = tuple[float, float, float]
-CANDIDATES = {
-    "vertex, not moved": [(0.0, 0.0, 0.0)],
-    "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (0.0,))),
-    "by the share removed": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.3, 0.6, 0.8, 1.0, 1.2), (0.0,))),
-    "by the lower neighbour": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0,), (0.2, 0.4, 0.6, 0.8))),
-    "by both": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0, 0.3, 0.6, 0.8, 1.0, 1.2), (0.0, 0.2, 0.4, 0.6))),
+# with what a third of its rate lacks of that; and the power where the best trial hardly moves the weights, if there is
+# another.
+Rule = tuple[float, float, float, float | None]
+_BOTH = (0.0, 0.1, 0.2, 0.3), (0.0, 0.3, 0.6, 0.8, 1.0, 1.2), (0.0, 0.2, 0.4, 0.6)
+CANDIDATES: dict[str, list[Rule]] = {
+    "vertex, not moved": [(0.0, 0.0, 0.0, None)],
+    "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (0.0,), (None,))),
+    "by the share removed": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.3, 0.6, 0.8, 1.0, 1.2), (0.0,), (None,))),
+    "by the lower neighbour": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0,), (0.2, 0.4, 0.6, 0.8), (None,))),
+    "by both": list(itertools.product(*_BOTH, (None,))),
+    "by both, fine-tuning by itself": list(itertools.product(*_BOTH, (-0.2, -0.3, -0.4, -0.5, -0.6))),
 }
 
 
@@ -74,7 +77,7 @@ class Recorder(ExpTestCallback):
             "step": trainer.state.global_step,
             "start": scheduler.learning_rate,
             "untouched": untouched,
-            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses) for trial in trials],
+            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses, trial.movement) for trial in trials],
         }
         trainer.control.should_training_stop = True
 
@@ -86,7 +89,8 @@ def record(task: str, seed: int, num_steps: int, lengths: Sequence[int], data: P
         make_trainer(task, data, seed, num_steps, folder, [recorder], bf16=task in BF16_TASKS).train()
     row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.row}
     row["trials"] = [
-        [length, rate, ends if all(map(math.isfinite, ends)) else None] for length, rate, ends in row["trials"]
+        [length, rate, ends if all(map(math.isfinite, ends)) else None, movement]
+        for length, rate, ends, movement in row["trials"]
     ]
     return row
 
@@ -116,13 +120,16 @@ class Replay:
     def __init__(self, row: Row, length: int) -> None:
         self.untouched: list[float] = row["untouched"]
         self.num_steps = 0
-        self._ends = {_power(rate, row): ends for of_length, rate, ends in row["trials"] if of_length == length}
+        # The first looks were recorded without how far the weights move.
+        self._ends = {
+            _power(rate, row): (*end, None) for of_length, rate, *end in row["trials"] if of_length == length
+        }
         self._row = row
 
     def trial(self, learning_rate: float, num_steps: int) -> Trial:
         self.num_steps += num_steps
-        ends = self._ends.get(_power(learning_rate, self._row))
-        return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched))
+        ends, movement, *_ = self._ends.get(_power(learning_rate, self._row), (None, None))
+        return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched), movement)
 
 
 def _power(learning_rate: float, row: Row) -> int:
@@ -139,12 +146,16 @@ def regrets(
             stage = Replay(row, length)
             trials = walk(stage, row["start"], length, MOST_TRIALS * length, FIRST_POWERS)
             times = (row["num_steps"] - row["step"]) / length
-            cases.append(((row["task"], row["num_steps"]), times, *read_trials(trials, row["untouched"], alpha=0.05)))
+            is_fine = is_fine_tuning(trials[best_power(trials, row["untouched"])])
+            read = read_trials(trials, row["untouched"], alpha=0.05)
+            cases.append(((row["task"], row["num_steps"]), times, is_fine, *read))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for key, times, centre, share, lack in cases:
-            rate = centre * times ** (rule[0] - rule[1] * share - rule[2] * lack)
+        start, by_share, by_lack, fine = rule
+        for key, times, is_fine, centre, share, lack in cases:
+            power = fine if is_fine and fine is not None else start - by_share * share - by_lack * lack
+            rate = centre * times**power
             found[key].append(regret(grids[key], rate, IS_HIGHER_BETTER[key[0]]))
         return {key: mean(values) for key, values in found.items()}
 
@@ -168,7 +179,7 @@ def table(looks: Sequence[Row], grids: Mapping[tuple[str, int], Mapping[float, f
         lines.append(
             [
                 name,
-                " ".join(f"{x:g}" for x in best),
+                " ".join(f"{x:g}" for x in best if x is not None),
                 f"{mean(values):.2f}",
                 f"{max(values):.2f}",
                 f"{mean(left_out):.2f}",
