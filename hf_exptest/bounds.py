@@ -176,8 +176,8 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
 
     Returns:
         `float`: the best distance, to a factor of two, between 1e-30 and 1e3; the shortest of those where the loss
-        falls as far but for one percent. Where noise hides the valley and the loss falls nowhere, the largest distance
-        that raises it by no more than one percent.
+        falls as far but for a thousandth. Where noise hides the valley and the loss falls nowhere, the largest
+        distance that raises it by no more than one percent.
 
     Raises:
         `ValueError`: if the loss rises by more at every distance.
@@ -213,4 +213,4 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
         tried[coarse * factor] = loss(coarse * factor)
     # A loss that is all but zero from some distance on, as of DPO, goes on falling for long.
     lowest = min(tried.values())
-    return min(distance for distance, value in tried.items() if value <= lowest + 0.01 * (start - lowest))
+    return min(distance for distance, value in tried.items() if value <= lowest + 1e-3 * (start - lowest))

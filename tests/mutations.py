@@ -230,6 +230,13 @@ MUTANTS = [
         "tests/test_search.py -k rounding",
     ),
     (
+        "of rates that all but bring a loss to zero the lowest is the bound",
+        "bounds.py",
+        "if value <= lowest + 1e-3 * (start - lowest)",
+        "if value <= lowest",
+        "tests/test_search.py -k rounding_raises",
+    ),
+    (
         "a model that hardly moves is being fine-tuned",
         "search.py",
         "_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.05, -0.4",
