@@ -4,6 +4,7 @@
 """A search cannot stop a training: whatever goes wrong inside it, training goes on from where it was."""
 
 import contextlib
+import types
 
 import pytest
 import torch
@@ -130,7 +131,8 @@ def make(path, where, fails, callback):
     if where == "step":
         trainer.create_optimizer()
         step, optimizer = type(trainer.optimizer).step, trainer.optimizer
-        optimizer.step = lambda *args, **kwargs: (fails(), step(optimizer, *args, **kwargs))[1]
+        # A method, which torch's schedulers expect.
+        optimizer.step = types.MethodType(lambda *args, **kwargs: (fails(), step(*args, **kwargs))[1], optimizer)
     elif where == "clip":
         wrapped(trainer.accelerator, "clip_grad_norm_", fails)
     elif where in ("training_step", "compute_loss", "get_train_dataloader", "get_batch_samples"):
