@@ -393,8 +393,7 @@ def test_a_run_with_a_look_is_a_plain_one_with_its_rates(tmp_path, case):
     start, look = decisions(callback)
     assert start == (0, "below_bound", "start")
     assert look[:2] == (math.ceil(looked.args.max_steps / 10), "look")
-    # With old releases, LoRA with NEFTune keeps its rate.
-    assert look[2] in ("raise", "lower", "keep")
+    assert look[2] in ("raise", "lower")
     assert callback.search.num_steps >= 3 * 14
     rates = logged(looked, "learning_rate")
     assert len(rates) == looked.args.max_steps
