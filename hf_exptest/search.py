@@ -38,10 +38,10 @@ _TIE = 1e-3
 # The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
 # falls with the share of the loss that the trial removes, and with what a third of the rate lacks of that. See "The
 # horizon" in examples/benchmarks/README.md.
-_HORIZON = 0.2, 0.8, 0.2
+_HORIZON = 0.2, 0.8, 0.2, -0.4
 # Where the best trial moves the weights by less than this share of their size, they were good to begin with: in
-# fine-tuning it is 1 to 4 %, from scratch 10 % and more. There the best rate falls by another power of the length.
-_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.05, -0.4
+# fine-tuning it is 1 to 4 %, from scratch 10 % and more. There the power is the last of the horizon's constants.
+_LITTLE_MOVEMENT = 0.05
 
 
 class Stage(Protocol):
@@ -162,9 +162,8 @@ def search(
     p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
-        centre, share, lack = read_trials(trials, stage.untouched, config.alpha)
-        start, by_share, by_lack = _HORIZON
-        power = _FINE_TUNING_HORIZON if is_fine_tuning(best) else start - by_share * share - by_lack * lack
+        centre, share, lack, is_fine_tuning = read_trials(trials, stage.untouched, config.alpha)
+        power = horizon_power(_HORIZON, share, lack, is_fine_tuning)
         horizon = max(1.0, (num_training_steps - step) / length) ** power
         # No search knows more than two digits; the rest would only differ with the number of processes.
         rate = float(f"{centre * horizon:.2g}")
@@ -270,12 +269,24 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
     return min(top, vertex([trial.learning_rate for trial in trials], ends))
 
 
-def is_fine_tuning(best: Trial) -> bool:
-    """Whether the best trial moves the weights so little that they must have been good to begin with."""
-    return best.movement is not None and best.movement < _LITTLE_MOVEMENT
+def horizon_power(
+    rule: tuple[float, float, float, float | None], share: float, lack: float, is_fine_tuning: bool
+) -> float:
+    """
+    The power of the length by which the best rate of a trial goes over to a longer run.
+
+    Args:
+        rule (`tuple`): where the power begins, how it falls with `share` and with `lack`, and what it is in
+            fine-tuning (`None`: as elsewhere).
+        share, lack, is_fine_tuning: as [`read_trials`] gives them.
+    """
+    start, by_share, by_lack, fine_tuning = rule
+    return fine_tuning if is_fine_tuning and fine_tuning is not None else start - by_share * share - by_lack * lack
 
 
-def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float) -> tuple[float, float, float]:
+def read_trials(
+    trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float
+) -> tuple[float, float, float, bool]:
     """
     What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one.
 
@@ -284,8 +295,9 @@ def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: 
     far less, as in fine-tuning.
 
     Returns:
-        `tuple[float, float, float]`: the best rate for as many steps; the share of the loss that the best trial
-        removes, and the share of that which a third of its rate lacks, both between 0 and 1.
+        `tuple[float, float, float, bool]`: the best rate for as many steps; the share of the loss that the best trial
+        removes, and the share of that which a third of its rate lacks, both between 0 and 1; and whether it moves the
+        weights so little that they must have been good to begin with.
     """
     loss = float(np.mean(untouched))
     best = best_power(trials, untouched)
@@ -294,4 +306,6 @@ def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: 
     kept = (loss - below.end_loss) / gain if below is not None and gain > 0 else 0.0
     share = gain / loss if loss > 0 else 0.0
     centre = _centre(list(trials.values()), trials[best], untouched, alpha)
-    return centre, min(1.0, max(0.0, share)), 1.0 - min(1.0, max(0.0, kept))
+    movement = trials[best].movement
+    is_fine_tuning = movement is not None and movement < _LITTLE_MOVEMENT
+    return centre, min(1.0, max(0.0, share)), 1.0 - min(1.0, max(0.0, kept)), is_fine_tuning

@@ -239,8 +239,8 @@ MUTANTS = [
     (
         "a model that hardly moves is being fine-tuned",
         "search.py",
-        "_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.05, -0.4",
-        "_LITTLE_MOVEMENT, _FINE_TUNING_HORIZON = 0.0, -0.4",
+        "_LITTLE_MOVEMENT = 0.05",
+        "_LITTLE_MOVEMENT = 0.0",
         "tests/test_search.py -k hardly",
     ),
     (

@@ -49,7 +49,7 @@ LOOKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no second warm-up": ({}, {"controller._RISE_SHARE": 0}),
     "half the steps": ({"search_budget": 0.075}, {"search._SHORT_RUN_STEPS": 60}),
     "twice the steps": ({"search_budget": 0.3}, {"search._SHORT_RUN_STEPS": 240, "search._SHORT_RUN_SHARE": 0.8}),
-    "vertex, not moved": ({}, {"search._HORIZON": (0.0, 0.0)}),
+    "vertex, not moved": ({}, {"search._HORIZON": (0.0, 0.0, 0.0, 0.0)}),
 }
 # Softmax regression on MNIST is the paper's, whose table needs the default alone.
 TASKS = [task for task in NUM_STEPS if task != "mnist softmax"]

@@ -300,7 +300,8 @@ def table(rows: Rows, parts: Sequence[Part]) -> str:
     made = {key: rows[key] for key in planned if is_made(rows, key)}
     tasks = dict.fromkeys(task for part in parts if part.is_run for task, _, _ in (job.key for job in part.jobs))
     # What was not made again of the grid is taken from its earlier runs.
-    bests = {task: best_rate(read_rows(KEPT) | made, task) for task in tasks}
+    known = read_rows(KEPT) | made
+    bests = {task: best_rate(known, task) for task in tasks}
     methods = {task: dict.fromkeys(method for of, method, _ in made if of == task) for task in tasks}
     lines = [
         run_line(task, method, [row for key, row in made.items() if key[:2] == (task, method)], bests[task])

@@ -30,7 +30,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
-from hf_exptest.search import FIRST_POWERS, SPACING, best_power, is_fine_tuning, read_trials, walk
+from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .run import BF16_TASKS, BUDGETS, Row, append_row
@@ -146,16 +146,12 @@ def regrets(
             stage = Replay(row, length)
             trials = walk(stage, row["start"], length, MOST_TRIALS * length, FIRST_POWERS)
             times = (row["num_steps"] - row["step"]) / length
-            is_fine = is_fine_tuning(trials[best_power(trials, row["untouched"])])
-            read = read_trials(trials, row["untouched"], alpha=0.05)
-            cases.append(((row["task"], row["num_steps"]), times, is_fine, *read))
+            cases.append(((row["task"], row["num_steps"]), times, *read_trials(trials, row["untouched"], alpha=0.05)))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
-        start, by_share, by_lack, fine = rule
-        for key, times, is_fine, centre, share, lack in cases:
-            power = fine if is_fine and fine is not None else start - by_share * share - by_lack * lack
-            rate = centre * times**power
+        for key, times, centre, *reading in cases:
+            rate = centre * times ** horizon_power(rule, *reading)
             found[key].append(regret(grids[key], rate, IS_HIGHER_BETTER[key[0]]))
         return {key: mean(values) for key, values in found.items()}
 

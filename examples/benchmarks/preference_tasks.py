@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, TaskType
+from peft import TaskType
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from . import smollm2
@@ -59,7 +59,7 @@ def _trainer(
         train_dataset=rows.select(range(NUM_TRAIN)),
         eval_dataset=rows.select(range(NUM_TRAIN, NUM_TRAIN + NUM_EVAL)),
         processing_class=AutoTokenizer.from_pretrained(smollm2.source(data)),
-        peft_config=LoraConfig(task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear"),
+        peft_config=smollm2.lora_config(task_type),
         callbacks=callbacks,
     )
 

@@ -30,13 +30,17 @@ BATCH_SIZE, CONTEXT = 8, 256
 
 def lora(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """LoRA of rank 8 on every linear layer but the last."""
-    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=8, lora_alpha=16, target_modules="all-linear")
-    return _trainer(get_peft_model(load(data), config), data, args, callbacks)
+    return _trainer(get_peft_model(load(data), lora_config(TaskType.CAUSAL_LM)), data, args, callbacks)
 
 
 def full(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """Every parameter, kept in float32."""
     return _trainer(load(data), data, args, callbacks)
+
+
+def lora_config(task_type: TaskType) -> LoraConfig:
+    """Rank 8 on every linear layer but the last."""
+    return LoraConfig(task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear")
 
 
 def source(data: Path) -> str:
