@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import scipy.stats
 
+from .bounds import TIE, levelled
 from .config import ExpTestConfig
 from .trial import Trial
 
@@ -32,9 +33,6 @@ MIN_STEPS, MAX_STEPS = 14, 256
 _TRIALS_IN_BUDGET = 3
 # A short run may spend so much, since fewer steps say nothing.
 _SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
-# Ends that differ by less than this share of what the best one gains are equal: DPO losses of 1e-9 and 1e-30 were told
-# apart without it, and followed up to a rate of 0.8 (tests/test_search.py).
-_TIE = 1e-3
 # The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
 # falls with the share of the loss that the trial removes, and with what a third of the rate lacks of that. See "The
 # horizon" in examples/benchmarks/README.md.
@@ -103,7 +101,7 @@ class LearningRateSearch:
     def reaches_zero(self) -> bool:
         """Whether a trial brings the loss to nothing, so that it says little about higher rates."""
         lowest = min(abs(trial.end_loss) for trial in self.trials)
-        return lowest <= _TIE * abs(float(np.mean(self.untouched_losses)))
+        return lowest <= TIE * abs(float(np.mean(self.untouched_losses)))
 
     @property
     def rungs(self) -> list[Trial]:
@@ -204,15 +202,8 @@ def best_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> int:
     """The trial with the lowest loss at the end; of equals, and of all that do not help, that with the lowest rate."""
     powers = sorted(trials)
     ceiling = float(np.mean(untouched))
-    ends = _levelled([min(trials[power].end_loss, ceiling) for power in powers], ceiling)
+    ends = levelled([min(trials[power].end_loss, ceiling) for power in powers], ceiling)
     return powers[ends.index(min(ends))]
-
-
-def _levelled(ends: Sequence[float], untouched: float) -> list[float]:
-    """The same losses, but those that differ from the lowest by next to nothing of what it gains are equal to it."""
-    lowest = min(ends)
-    margin = _TIE * (untouched - lowest) if lowest < untouched else 0.0
-    return [lowest if end <= lowest + margin else end for end in ends]
 
 
 def paired_p_value(losses: Sequence[float], others: Sequence[float]) -> float:
@@ -258,7 +249,7 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
     """
     # A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit.
     ceiling = float(np.mean(untouched))
-    ends = _levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)
+    ends = levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)
     lowest = best.learning_rate
     for trial in sorted(trials, key=lambda trial: -trial.learning_rate):
         if trial.learning_rate < lowest:

@@ -232,8 +232,8 @@ MUTANTS = [
     (
         "of rates that all but bring a loss to zero the lowest is the bound",
         "bounds.py",
-        "if value <= lowest + 1e-3 * (start - lowest)",
-        "if value <= lowest",
+        "(levels[distance], distance)",
+        "(tried[distance], distance)",
         "tests/test_search.py -k rounding_raises",
     ),
     (
@@ -245,9 +245,9 @@ MUTANTS = [
     ),
     (
         "ties are ties",
-        "search.py",
-        "_TIE = 1e-3",
-        "_TIE = 0.0",
+        "bounds.py",
+        "\nTIE = 1e-3",
+        "\nTIE = 0.0",
         "tests/test_search.py -k next_to",
     ),
     (
@@ -295,8 +295,8 @@ MUTANTS = [
     (
         "a diverged trial bends no parabola without limit",
         "search.py",
-        "    ends = _levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)\n",
-        "    ends = _levelled([min(trial.end_loss, 1e9) for trial in trials], ceiling)\n",
+        "    ends = levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)\n",
+        "    ends = levelled([min(trial.end_loss, 1e9) for trial in trials], ceiling)\n",
         "tests/test_search.py -k learnt_nothing",
     ),
     (
