@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +15,17 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from .checks import check_trainer, is_preference_trainer, replaced_arguments
+from .checks import check_trainer
 from .config import ExpTestConfig
 from .internals import (
     adopt_scheduler,
     after_model_card,
     after_saved_card,
     find_trainer,
-    is_out_of_memory,
     is_patched_by,
     patch,
 )
-from .look import first_update_bound, look
+from .look import Looks
 from .loss_signal import LossSignal
 from .model_card import add_to_card_file
 from .processes import same_on_all
@@ -43,20 +39,11 @@ from .report import (
     write,
 )
 from .reuse import doubts, setup_of, with_reused_rate
-from .scheduler import BELOW_BOUND, ExpTestScheduler
-from .search import MIN_STEPS, START_SHARE, LearningRateSearch, search_steps
-from .snapshot import NotRestored
-from .stage import NotSearchable
+from .scheduler import ExpTestScheduler
+from .search import LearningRateSearch
 from .training_args import ExpTestArgumentsMixin
 
 logger = logging.get_logger(__name__)
-
-# Fewer steps than for three short trials are not worth a look.
-_FEWEST_STEPS = 3 * MIN_STEPS
-
-
-class NothingFound(Exception):
-    """No rate of a look helps."""
 
 
 class ExpTestCallback(TrainerCallback):
@@ -113,12 +100,11 @@ class ExpTestCallback(TrainerCallback):
         self.config = with_reused_rate(ExpTestConfig.from_dict({**(config or ExpTestConfig()).to_dict(), **overrides}))
         # Read now, since this run may write to the same place.
         self._reused = None if self.config.reuse is None else Report.load(self.config.reuse)
-        self.search: LearningRateSearch | None = None
         self._signal = LossSignal()
         self._trainer: Trainer | None = None
         self._scheduler: ExpTestScheduler | None = None
+        self._looks: Looks | None = None
         self._num_reported = 0
-        self._search_seconds = 0.0
 
     @classmethod
     def from_args(cls, args: ExpTestArgumentsMixin) -> ExpTestCallback:
@@ -129,6 +115,11 @@ class ExpTestCallback(TrainerCallback):
     def history(self) -> list[dict[str, Any]]:
         """The decisions so far; empty before training."""
         return [] if self._scheduler is None else self._scheduler.history
+
+    @property
+    def search(self) -> LearningRateSearch | None:
+        """The first look of this training, if there was one."""
+        return None if self._looks is None else self._looks.first
 
     @property
     def learning_rate(self) -> float:
@@ -187,11 +178,12 @@ class ExpTestCallback(TrainerCallback):
                 logs.update(log_values(self.history, self._scheduler.phase))
             if "learning_rate" in logs and self._scheduler.is_first_group_frozen:
                 logs["learning_rate"] = self._scheduler.previous_rate
-            if "train_runtime" in logs and self._search_seconds:
+            seconds = 0.0 if self._looks is None else self._looks.seconds
+            if "train_runtime" in logs and seconds:
                 # These are the metrics that `train()` returns, too.
                 num_steps = sum(search["num_steps"] for search in self._scheduler.searches)
-                logs.update(_without_search(logs, self._search_seconds, num_steps))
-            start_time = None if start_time is None else start_time + self._search_seconds
+                logs.update(_without_search(logs, seconds, num_steps))
+            start_time = None if start_time is None else start_time + seconds
         log(logs, *([] if start_time is None else [start_time]), **kwargs)
 
     def _add_to_model_card(self, trainer: Trainer) -> None:
@@ -245,34 +237,20 @@ class ExpTestCallback(TrainerCallback):
             self._trainer = None
         trainer, scheduler = self._connected()
         self._num_reported = 0
-        self._search_seconds = 0.0
-        self.search = None
+        self._looks = self._new_looks(trainer, scheduler)
         if scheduler.last_epoch == 0 and state.global_step > 0:
             self._go_on_without_state(trainer, scheduler)
         elif scheduler.last_epoch == 0 and self.config.learning_rate is None:
-            self._find_start(trainer, scheduler)
-            if self.history[0]["test"] != BELOW_BOUND:
-                self._warn_of_replaced(trainer, scheduler)
+            self._looks.find_start()
         elif scheduler.last_epoch == 0 and self._reused is not None:
             self._start_as_before(self._reused, trainer, scheduler)
-        scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
-        self._look_if_due(trainer, scheduler)
+        self._looks.look_if_due()
         self._signal.clear()
         self._report(state, args)
         self._write(state, args)
 
-    def _find_start(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
-        """Set the rate of the first steps: a share of the bound if there will be a look, else the bound itself."""
-        began = time.monotonic()
-        with self._or_given_rate(trainer, scheduler):
-            bound, num_steps = first_update_bound(trainer)
-            if self.config.search:
-                seconds = time.monotonic() - began
-                scheduler.bound = {"upper_bound": bound, "num_steps": num_steps, "seconds": seconds}
-                scheduler.start(float(f"{START_SHARE * bound:.2g}"), detect=False, reason=BELOW_BOUND)
-            else:
-                scheduler.start(bound, detect=True, reason="first_update_bound")
-        self._search_seconds += time.monotonic() - began
+    def _new_looks(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Looks:
+        return Looks(trainer, scheduler)
 
     def _start_as_before(self, earlier: Report, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
         """Start from the rate of an earlier run, as from a given one, and say if that may not be the right one."""
@@ -283,94 +261,6 @@ class ExpTestCallback(TrainerCallback):
                 f"ExpTest reuses the learning rate {scheduler.learning_rate:.3g} from {self.config.reuse!r}, which is"
                 f" {doubt}. Without `reuse`, ExpTest finds the rate of this run."
             )
-
-    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
-        """Look at other rates where it is time to, and go on with what is found."""
-        if not scheduler.wants_look:
-            return
-        began = time.monotonic()
-        scheduler.flush()
-        bound = scheduler.bound if not scheduler.searches else None
-        with self._or_given_rate(trainer, scheduler):
-            budget = max(self._steps_left(scheduler), _FEWEST_STEPS)
-            found = look(trainer, self.config, scheduler.learning_rate, budget, is_start=bound is not None)
-            if bound is not None:
-                found = dataclasses.replace(
-                    found,
-                    upper_bound=bound["upper_bound"],
-                    num_steps=found.num_steps + bound["num_steps"],
-                    seconds=found.seconds + bound["seconds"],
-                )
-            self.search = self.search or found
-            scheduler.searches.append(search_to_dict(found))
-            # Where trials are too short to tell, the warm-up may have shown that the rate is of use.
-            if not found.is_conclusive and not scheduler.has_learnt:
-                raise NothingFound(
-                    f"none of {len(found.trials)} trials lowers the loss on held-out batches significantly"
-                )
-            scheduler.move(found.learning_rate, "look", found.p_value)
-            if found.reaches_zero and is_preference_trainer(trainer) and trainer.is_world_process_zero():
-                logger.warning(
-                    "In ExpTest's look, the loss came down to zero: the pairs are easy to tell apart. Rates that get"
-                    f" there are equal to it, and {found.learning_rate:.2g} is the lowest; whether the model is still"
-                    " good is for an evaluation to say."
-                )
-        if bound is not None:
-            # Only now is it known whether the rate of the arguments is used.
-            self._warn_of_replaced(trainer, scheduler)
-        scheduler.allow_looks(self._steps_left(scheduler) >= _FEWEST_STEPS)
-        self._search_seconds += time.monotonic() - began
-
-    def _steps_left(self, scheduler: ExpTestScheduler) -> int:
-        """Optimizer steps that looks may still take; none where the rate is given, or ExpTest found none."""
-        assert self._trainer is not None
-        if not self.config.search or scheduler.bound is None:
-            return 0
-        spent: int = sum(search["num_steps"] for search in scheduler.searches) or scheduler.bound["num_steps"]
-        return search_steps(self.config, self._trainer.state.max_steps) - spent
-
-    @contextlib.contextmanager
-    def _or_given_rate(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Iterator[None]:
-        """Goes on with the rate that the user gave if what is inside finds none."""
-        try:
-            yield
-            return
-        except NotRestored:
-            raise
-        except (NotSearchable, NothingFound) as error:
-            why = str(error)
-        except Exception as error:
-            # With several processes, the others would wait for this one.
-            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:
-                raise
-            why = f"{type(error).__name__}: {error}"
-            logger.debug("The error that ended the look:", exc_info=True)
-        scheduler.bound = None
-        if scheduler.history and scheduler.history[-1]["decision"] == "look":
-            # An earlier look has found the rate.
-            rate, source = scheduler.learning_rate, "the learning rate"
-            scheduler.move(rate, "look", 1.0)
-        else:
-            # An optimizer that the user has made may have a rate of its own.
-            rate, source, reason = scheduler.given_rate, "the optimizer's own learning rate", "optimizer"
-            if rate == trainer.args.learning_rate:
-                source, reason = "TrainingArguments.learning_rate", "training_arguments"
-            if scheduler.last_epoch == 0:
-                scheduler.start(rate, detect=False, reason=reason)
-            else:
-                scheduler.move(rate, reason)
-        if trainer.is_world_process_zero():
-            logger.warning(
-                f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
-                f" {source}={rate}, unchanged."
-            )
-
-    def _warn_of_replaced(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
-        """Say what is not as the user may think."""
-        is_own = self.history[-1]["test"] in ("training_arguments", "optimizer")
-        replaced = [text for text in replaced_arguments(trainer.args) if not is_own or "learning_rate=" not in text]
-        if replaced and trainer.is_world_process_zero():
-            logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {_are(replaced)} not used.")
 
     def _go_on_without_state(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
         """Resume from a checkpoint without the scheduler's state, as `save_only_model` leaves it."""
@@ -429,7 +319,8 @@ class ExpTestCallback(TrainerCallback):
             scheduler.flush()
         if scheduler.wants_look:
             self._report(state, args)
-            self._look_if_due(trainer, scheduler)
+            assert self._looks is not None
+            self._looks.look_if_due()
             self._signal.clear()
             self._write(state, args)
         self._report(state, args)
@@ -481,7 +372,7 @@ class ExpTestCallback(TrainerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
-        return {**self.__dict__, "_trainer": None, "_scheduler": None}
+        return {**self.__dict__, "_trainer": None, "_scheduler": None, "_looks": None}
 
 
 def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:
@@ -509,7 +400,3 @@ def _without_search(metrics: dict[str, float], seconds: float, num_steps: int) -
         "exptest_search_runtime": round(seconds, 4),
         "exptest_search_steps": num_steps,
     }
-
-
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -13,9 +13,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from .callback import ExpTestCallback, NothingFound
+from .callback import ExpTestCallback
 from .config import ExpTestConfig
 from .internals import undone_train
+from .look import Looks, NothingFound
 from .report import Report
 from .scheduler import ExpTestScheduler
 from .search import LearningRateSearch
@@ -72,32 +73,51 @@ def find(trainer: Trainer, config: ExpTestConfig | None = None) -> Report:
         trainer.callback_handler.callbacks = [finder, _BeforeStep(trainer, callbacks)]
         finder.set_trainer(trainer)
         try:
-            with undo, contextlib.suppress(_Found):
-                trainer.train()
+            with undo:
+                with contextlib.suppress(_Found):
+                    trainer.train()
+                search, report = finder.search, finder.report()
         finally:
             trainer.callback_handler.callbacks = callbacks
             set_random_states(random)
-    assert finder.found is not None
-    search = finder.found.searches[0]
+    assert search is not None
     if not search.is_conclusive and trainer.is_world_process_zero():
         logger.warning(
             f"No learning rate was found: none of {len(search.trials)} trials lowers the loss on held-out batches"
             f" significantly. {search.learning_rate:.2g} is no better than another."
         )
-    return finder.found
+    # The decision that a training would have made of it is none of ours.
+    return dataclasses.replace(report, history=[], searches=[search], steps=[], losses=[], learning_rates=[])
 
 
 class _Found(Exception):
     """Ends a `train()` that was only meant to get as far as its first look."""
 
 
+class _FirstLook(Looks):
+    """Ends the training after its first look."""
+
+    def look_if_due(self) -> None:
+        super().look_if_due()
+        if self.first is not None:
+            raise _Found
+
+    @contextlib.contextmanager
+    def _or_given_rate(self) -> Iterator[None]:
+        # There is no training that would go on.
+        with contextlib.suppress(NothingFound):
+            yield
+
+    def _warn_of_replaced(self) -> None:
+        pass
+
+
 class _Finder(ExpTestCallback):
-    """ExpTest as in a training, but for what it says and writes; ends the training after its first look."""
+    """ExpTest as in a training, up to its first look, but for what it says and writes."""
 
     def __init__(self, config: ExpTestConfig, keep: Callable[[], object]) -> None:
         super().__init__(config)
         self._keep = keep
-        self.found: Report | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,25 +126,10 @@ class _Finder(ExpTestCallback):
         self._keep()
         super().on_train_begin(args, state, control, **kwargs)
 
-    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
-        super()._look_if_due(trainer, scheduler)
-        if self.search is not None:
-            # The decision that a training would have made of it is none of ours.
-            self.found = dataclasses.replace(
-                self.report(), history=[], searches=[self.search], steps=[], losses=[], learning_rates=[]
-            )
-            raise _Found
-
-    @contextlib.contextmanager
-    def _or_given_rate(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Iterator[None]:
-        # There is no training that would go on.
-        with contextlib.suppress(NothingFound):
-            yield
+    def _new_looks(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Looks:
+        return _FirstLook(trainer, scheduler)
 
     def _log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def _warn_of_replaced(self, *args: Any) -> None:
         pass
 
     def _report(self, *args: Any) -> None:

@@ -1,7 +1,10 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A look at other learning rates inside a running `train()`, after which everything is as it was."""
+"""
+Looks at other learning rates inside a running `train()`: when one is due, the look itself, which leaves everything as
+it was, and what follows from it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,158 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import Trainer
+from transformers.utils import logging
 
+from .checks import is_preference_trainer, replaced_arguments
 from .config import ExpTestConfig
-from .search import LearningRateSearch, search, trial_steps
-from .stage import NUM_EVAL_BATCHES, NoEffect, open_stage
+from .internals import is_out_of_memory
+from .report import search_to_dict
+from .scheduler import BELOW_BOUND, ExpTestScheduler
+from .search import MIN_STEPS, START_SHARE, LearningRateSearch, search, search_steps, trial_steps
+from .snapshot import NotRestored
+from .stage import NUM_EVAL_BATCHES, NoEffect, NotSearchable, open_stage
+
+logger = logging.get_logger(__name__)
+
+# Fewer steps than for three short trials are not worth a look.
+_FEWEST_STEPS = 3 * MIN_STEPS
+
+
+class NothingFound(Exception):
+    """No rate of a look helps."""
+
+
+class Looks:
+    """
+    The looks of one training, each of which sets the rate of its scheduler.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): inside `train()`.
+        scheduler ([`ExpTestScheduler`]): that of the training.
+
+    Attributes:
+        first ([`LearningRateSearch`] or `None`): the first look that was made here.
+        seconds (`float`): wall time of all of them, and of the bound.
+    """
+
+    def __init__(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
+        self._trainer = trainer
+        self._scheduler = scheduler
+        self._config = scheduler.config
+        self.first: LearningRateSearch | None = None
+        self.seconds = 0.0
+
+    def find_start(self) -> None:
+        """Set the rate of the first steps: a share of the bound if there will be a look, else the bound itself."""
+        scheduler = self._scheduler
+        began = time.monotonic()
+        with self._or_given_rate():
+            bound, num_steps = first_update_bound(self._trainer)
+            if self._config.search:
+                seconds = time.monotonic() - began
+                scheduler.bound = {"upper_bound": bound, "num_steps": num_steps, "seconds": seconds}
+                scheduler.start(float(f"{START_SHARE * bound:.2g}"), detect=False, reason=BELOW_BOUND)
+            else:
+                scheduler.start(bound, detect=True, reason="first_update_bound")
+        self.seconds += time.monotonic() - began
+        if scheduler.history[0]["test"] != BELOW_BOUND:
+            self._warn_of_replaced()
+
+    def look_if_due(self) -> None:
+        """Look at other rates where it is time to, and go on with what is found."""
+        scheduler = self._scheduler
+        if scheduler.wants_look:
+            began = time.monotonic()
+            scheduler.flush()
+            is_first = scheduler.bound is not None and not scheduler.searches
+            with self._or_given_rate():
+                self._look(scheduler.bound if is_first else None)
+            if is_first:
+                # Only now is it known whether the rate of the arguments is used.
+                self._warn_of_replaced()
+            self.seconds += time.monotonic() - began
+        scheduler.allow_looks(self._steps_left >= _FEWEST_STEPS)
+
+    def _look(self, bound: dict[str, Any] | None) -> None:
+        """One look, the first if it has a bound below which the run began."""
+        scheduler = self._scheduler
+        budget = max(self._steps_left, _FEWEST_STEPS)
+        found = look(self._trainer, self._config, scheduler.learning_rate, budget, is_start=bound is not None)
+        if bound is not None:
+            found = dataclasses.replace(
+                found,
+                upper_bound=bound["upper_bound"],
+                num_steps=found.num_steps + bound["num_steps"],
+                seconds=found.seconds + bound["seconds"],
+            )
+        self.first = self.first or found
+        scheduler.searches.append(search_to_dict(found))
+        # Where trials are too short to tell, the warm-up may have shown that the rate is of use.
+        if not found.is_conclusive and not scheduler.has_learnt:
+            raise NothingFound(f"none of {len(found.trials)} trials lowers the loss on held-out batches significantly")
+        scheduler.move(found.learning_rate, "look", found.p_value)
+        if found.reaches_zero and is_preference_trainer(self._trainer) and self._trainer.is_world_process_zero():
+            logger.warning(
+                "In ExpTest's look, the loss came down to zero: the pairs are easy to tell apart. Rates that get"
+                f" there are equal to it, and {found.learning_rate:.2g} is the lowest; whether the model is still"
+                " good is for an evaluation to say."
+            )
+
+    @property
+    def _steps_left(self) -> int:
+        """Optimizer steps that looks may still take; none where the rate is given, or ExpTest found none."""
+        scheduler = self._scheduler
+        if not self._config.search or scheduler.bound is None:
+            return 0
+        spent: int = sum(search["num_steps"] for search in scheduler.searches) or scheduler.bound["num_steps"]
+        return search_steps(self._config, self._trainer.state.max_steps) - spent
+
+    @contextlib.contextmanager
+    def _or_given_rate(self) -> Iterator[None]:
+        """Goes on with the rate that the user gave if what is inside finds none."""
+        trainer, scheduler = self._trainer, self._scheduler
+        try:
+            yield
+            return
+        except NotRestored:
+            raise
+        except (NotSearchable, NothingFound) as error:
+            why = str(error)
+        except Exception as error:
+            # With several processes, the others would wait for this one.
+            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            logger.debug("The error that ended the look:", exc_info=True)
+        scheduler.bound = None
+        if scheduler.history and scheduler.history[-1]["decision"] == "look":
+            # An earlier look has found the rate.
+            rate, source = scheduler.learning_rate, "the learning rate"
+            scheduler.move(rate, "look", 1.0)
+        else:
+            # An optimizer that the user has made may have a rate of its own.
+            rate, source, reason = scheduler.given_rate, "the optimizer's own learning rate", "optimizer"
+            if rate == trainer.args.learning_rate:
+                source, reason = "TrainingArguments.learning_rate", "training_arguments"
+            if scheduler.last_epoch == 0:
+                scheduler.start(rate, detect=False, reason=reason)
+            else:
+                scheduler.move(rate, reason)
+        if trainer.is_world_process_zero():
+            logger.warning(
+                f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
+                f" {source}={rate}, unchanged."
+            )
+
+    def _warn_of_replaced(self) -> None:
+        """Say what is not as the user may think."""
+        is_own = self._scheduler.history[-1]["test"] in ("training_arguments", "optimizer")
+        replaced = [
+            text for text in replaced_arguments(self._trainer.args) if not is_own or "learning_rate=" not in text
+        ]
+        if replaced and self._trainer.is_world_process_zero():
+            verb = "is" if len(replaced) == 1 else "are"
+            logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
 
 
 def first_update_bound(trainer: Trainer) -> tuple[float, int]:

@@ -168,21 +168,21 @@ MUTANTS = [
     ),
     (
         "the search cannot stop a training",
-        "callback.py",
+        "look.py",
         "            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:\n",
         "            if True:\n",
         "tests/test_search_faults.py -k training_goes_on",
     ),
     (
         "want of memory is for auto_find_batch_size to see",
-        "callback.py",
+        "look.py",
         "            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:\n",
         "            if trainer.accelerator.num_processes > 1:\n",
         "tests/test_search_faults.py -k want_of_memory_ends",
     ),
     (
         "an error on one of several processes is not hidden",
-        "callback.py",
+        "look.py",
         "            if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:\n",
         "            if is_out_of_memory(error):\n",
         "tests/test_search_faults.py -k several_processes",
@@ -252,9 +252,9 @@ MUTANTS = [
     ),
     (
         "an inconclusive look goes on with the user's rate",
-        "callback.py",
-        "            if not found.is_conclusive and not scheduler.has_learnt:\n",
-        "            if False:\n",
+        "look.py",
+        "        if not found.is_conclusive and not scheduler.has_learnt:\n",
+        "        if False:\n",
         "tests/test_search.py -k inconclusive",
     ),
     (
@@ -386,7 +386,7 @@ MUTANTS = [
     (
         "the times of training leave the search out",
         "callback.py",
-        "                logs.update(_without_search(logs, self._search_seconds, num_steps))\n",
+        "                logs.update(_without_search(logs, seconds, num_steps))\n",
         "                pass\n",
         "tests/test_invisible.py -k times_of_training",
     ),

@@ -550,7 +550,7 @@ def test_preference_losses_that_reach_zero_get_a_warning(tmp_path, caplog, monke
     trial = Trial(1e-3, 14, [0.0] * 14, [1e-12, 1e-30, 0.0])
     found = dataclasses.replace(SEARCH, untouched_losses=[0.69, 0.7, 0.68], trials=[trial])
     assert found.reaches_zero
-    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: found)
+    monkeypatch.setattr("hf_exptest.look.look", lambda *args, **kwargs: found)
     for kind in (Trainer, DPOTrainer):
         caplog.clear()
         with caplog.at_level("WARNING", logger="hf_exptest"):

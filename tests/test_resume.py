@@ -113,7 +113,7 @@ def test_a_found_rate_is_not_looked_for_again(tmp_path, monkeypatch):
     make(tmp_path, [first, StopAt(20)], save_steps=20).train()
     assert first.search is not None
     for name in ("look", "first_update_bound"):
-        monkeypatch.setattr(f"hf_exptest.callback.{name}", lambda *args, **kwargs: pytest.fail("a search"))
+        monkeypatch.setattr(f"hf_exptest.look.{name}", lambda *args, **kwargs: pytest.fail("a search"))
     second = look()
     trainer = make(tmp_path, [second], save_strategy="no")
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
@@ -127,11 +127,11 @@ def test_a_start_without_a_look_is_not_looked_for_again(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ArithmeticError("not here")
 
-    monkeypatch.setattr("hf_exptest.callback.look", fail)
+    monkeypatch.setattr("hf_exptest.look.look", fail)
     first = look()
     make(tmp_path, [first, StopAt(20)], save_steps=20, learning_rate=3e-3).train()
     assert [entry["test"] for entry in first.history] == ["below_bound", "training_arguments"]
-    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: pytest.fail("a look"))
+    monkeypatch.setattr("hf_exptest.look.look", lambda *args, **kwargs: pytest.fail("a look"))
     second = look()
     trainer = make(tmp_path, [second], save_strategy="no", learning_rate=3e-3)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))

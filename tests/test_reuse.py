@@ -136,7 +136,7 @@ def fail(*args, **kwargs):
 @pytest.fixture
 def _no_looks(monkeypatch):
     for name in ("look", "first_update_bound"):
-        monkeypatch.setattr(f"hf_exptest.callback.{name}", fail)
+        monkeypatch.setattr(f"hf_exptest.look.{name}", fail)
 
 
 def doubted(caplog):

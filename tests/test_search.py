@@ -29,7 +29,7 @@ from toys import (
 )
 from transformers import Trainer
 
-import hf_exptest.callback
+import hf_exptest.look
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_learning_rate
 from hf_exptest.bounds import ray_bound
 from hf_exptest.search import (
@@ -58,13 +58,13 @@ def replay(monkeypatch):
     found = {"look": [], "first_update_bound": []}
 
     def keep(name):
-        function = getattr(hf_exptest.callback, name)
+        function = getattr(hf_exptest.look, name)
 
         def call(*args, **kwargs):
             found[name].append(function(*args, **kwargs))
             return found[name][-1]
 
-        monkeypatch.setattr(hf_exptest.callback, name, call)
+        monkeypatch.setattr(hf_exptest.look, name, call)
 
     def start():
         def fail(*args):
@@ -73,7 +73,7 @@ def replay(monkeypatch):
         monkeypatch.setattr(Stage, "__init__", fail)
         for name, results in found.items():
             queue = iter(results)
-            monkeypatch.setattr(hf_exptest.callback, name, lambda *args, queue=queue, **kwargs: next(queue))
+            monkeypatch.setattr(hf_exptest.look, name, lambda *args, queue=queue, **kwargs: next(queue))
         return {name: len(results) for name, results in found.items()}
 
     for name in found:
@@ -104,7 +104,7 @@ def test_a_run_with_looks_equals_one_that_is_told_what_they_find(tmp_path, monke
             ExpTestController, "_tune", lambda self, losses: (0.5, "look" if self.can_look else "undecided")
         )
         # However little is left.
-        monkeypatch.setattr(hf_exptest.callback, "_FEWEST_STEPS", 0)
+        monkeypatch.setattr(hf_exptest.look, "_FEWEST_STEPS", 0)
     runs = []
     for is_told in (False, True):
         if is_told:
@@ -137,7 +137,7 @@ def test_a_raised_rate_is_reached_by_a_second_warm_up(tmp_path, monkeypatch, fac
         assert is_start
         return dataclasses.replace(SEARCH, previous_rate=learning_rate, learning_rate=factor * learning_rate)
 
-    monkeypatch.setattr("hf_exptest.callback.look", found)
+    monkeypatch.setattr("hf_exptest.look.look", found)
     callback = ExpTestCallback(warmup=0.1, cooldown=0.2)
     trainer = make_trainer(tmp_path, [callback], max_steps=100)
     trainer.train()
@@ -372,7 +372,7 @@ def test_an_inconclusive_look_keeps_a_rate_whose_warm_up_has_lowered_the_loss(tm
     def found(trainer, config, learning_rate, *args, **kwargs):
         return dataclasses.replace(INCONCLUSIVE_SEARCH, learning_rate=learning_rate, p_value=0.4)
 
-    monkeypatch.setattr("hf_exptest.callback.look", found)
+    monkeypatch.setattr("hf_exptest.look.look", found)
     monkeypatch.setattr(ExpTestController, "has_learnt", True)
     callback = ExpTestCallback()
     trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
@@ -387,7 +387,7 @@ def test_an_inconclusive_look_keeps_a_rate_whose_warm_up_has_lowered_the_loss(tm
 def test_inconclusive_look_falls_back_by_name(tmp_path, monkeypatch, caplog):
     assert not INCONCLUSIVE_SEARCH.is_conclusive
     monkeypatch.setattr(ExpTestController, "has_learnt", False)
-    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: INCONCLUSIVE_SEARCH)
+    monkeypatch.setattr("hf_exptest.look.look", lambda *args, **kwargs: INCONCLUSIVE_SEARCH)
     callback = ExpTestCallback()
     trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
     with caplog.at_level("WARNING", logger="hf_exptest"):
@@ -425,8 +425,8 @@ def test_no_warm_up_looks_before_the_first_step(tmp_path):
 
 
 def test_a_given_rate_is_not_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_exptest.callback.look", lambda *args, **kwargs: pytest.fail("a look"))
-    monkeypatch.setattr("hf_exptest.callback.first_update_bound", lambda *args: pytest.fail("a bound"))
+    monkeypatch.setattr("hf_exptest.look.look", lambda *args, **kwargs: pytest.fail("a look"))
+    monkeypatch.setattr("hf_exptest.look.first_update_bound", lambda *args: pytest.fail("a bound"))
     # Every window fails.
     monkeypatch.setattr(ExpTestController, "_tune", lambda self, losses: (0.5, "look" if self.can_look else "decay"))
     callback = ExpTestCallback(learning_rate=0.02, warmup=0.0, cooldown=0.2)

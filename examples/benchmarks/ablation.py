@@ -44,7 +44,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 # Settings of a run, and the constants that it changes.
 LOOKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "start at a tenth of the bound": ({}, {"callback.START_SHARE": 1 / 10}),
+    "start at a tenth of the bound": ({}, {"look.START_SHARE": 1 / 10}),
     "look at 5 % of the steps": ({"warmup": 0.05, "window": 0.25}, {"controller._RISE_SHARE": 2}),
     "no second warm-up": ({}, {"controller._RISE_SHARE": 0}),
     "half the steps": ({"search_budget": 0.075}, {"search._SHORT_RUN_STEPS": 60}),

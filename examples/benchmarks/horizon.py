@@ -30,6 +30,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
+from hf_exptest.look import Looks
 from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
@@ -54,32 +55,41 @@ CANDIDATES: dict[str, list[Rule]] = {
 }
 
 
-class Recorder(ExpTestCallback):
+class _AllTrials(Looks):
     """Makes all trials of the lengths in question in place of the first look, and ends the training."""
+
+    def __init__(self, trainer: Trainer, scheduler: ExpTestScheduler, lengths: Sequence[int]) -> None:
+        super().__init__(trainer, scheduler)
+        self._lengths = lengths
+        self.row: Row = {}
+
+    def look_if_due(self) -> None:
+        if not self._scheduler.wants_look:
+            return
+        start = self._scheduler.learning_rate
+        with open_stage(self._trainer, max(self._lengths) + NUM_EVAL_BATCHES) as stage:
+            trials = [stage.trial(start * SPACING**power, length) for length in self._lengths for power in POWERS]
+            untouched = stage.untouched
+        # Only now, since a stage puts back what callbacks hold.
+        self.row = {
+            "step": self._trainer.state.global_step,
+            "start": start,
+            "untouched": untouched,
+            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses, trial.movement) for trial in trials],
+        }
+        self._trainer.control.should_training_stop = True
+
+
+class Recorder(ExpTestCallback):
+    """Records trials in place of the first look."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         super().__init__()
         self._lengths = lengths
-        self.row: Row = {}
 
-    def _look_if_due(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
-        if not scheduler.wants_look:
-            return
-        with open_stage(trainer, max(self._lengths) + NUM_EVAL_BATCHES) as stage:
-            trials = [
-                stage.trial(scheduler.learning_rate * SPACING**power, length)
-                for length in self._lengths
-                for power in POWERS
-            ]
-            untouched = stage.untouched
-        # Only now, since a stage puts back what callbacks hold.
-        self.row = {
-            "step": trainer.state.global_step,
-            "start": scheduler.learning_rate,
-            "untouched": untouched,
-            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses, trial.movement) for trial in trials],
-        }
-        trainer.control.should_training_stop = True
+    def _new_looks(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Looks:
+        self.recorded = _AllTrials(trainer, scheduler, self._lengths)
+        return self.recorded
 
 
 def record(task: str, seed: int, num_steps: int, lengths: Sequence[int], data: Path) -> Row:
@@ -87,7 +97,7 @@ def record(task: str, seed: int, num_steps: int, lengths: Sequence[int], data: P
     recorder = Recorder(lengths)
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(task, data, seed, num_steps, folder, [recorder], bf16=task in BF16_TASKS).train()
-    row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.row}
+    row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.recorded.row}
     row["trials"] = [
         [length, rate, ends if all(map(math.isfinite, ends)) else None, movement]
         for length, rate, ends, movement in row["trials"]

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toys
 
-import hf_exptest.callback
+import hf_exptest.look
 from hf_exptest import ExpTestCallback, Report, find_learning_rate
 
 # It takes longer than the training.
@@ -212,15 +212,15 @@ def train(folder, engine, callback, **options):
 def told(search):
     """In place of a bound and a look, what they have found."""
     names = "first_update_bound", "look"
-    before = [getattr(hf_exptest.callback, name) for name in names]
+    before = [getattr(hf_exptest.look, name) for name in names]
     found = lambda trainer: (search.upper_bound, 0), lambda *args, **kwargs: search
     for name, function in zip(names, found, strict=True):
-        setattr(hf_exptest.callback, name, function)
+        setattr(hf_exptest.look, name, function)
     try:
         yield
     finally:
         for name, function in zip(names, before, strict=True):
-            setattr(hf_exptest.callback, name, function)
+            setattr(hf_exptest.look, name, function)
 
 
 def search(folder, engine, **options):

@@ -26,7 +26,7 @@ import torch
 import toys
 from transformers import Trainer
 
-import hf_exptest.callback
+import hf_exptest.look
 from hf_exptest import ExpTestCallback, Report
 
 # It takes longer than the training.
@@ -57,7 +57,7 @@ def train(folder, say):
         return call
 
     for name in ("first_update_bound", "look"):
-        setattr(hf_exptest.callback, name, announced(getattr(hf_exptest.callback, name), "l"))
+        setattr(hf_exptest.look, name, announced(getattr(hf_exptest.look, name), "l"))
     Trainer._save_checkpoint = announced(Trainer._save_checkpoint, "c")
     Trainer._save_optimizer_and_scheduler = announced(Trainer._save_optimizer_and_scheduler, "o")
     callback = ExpTestCallback(warmup=0.1, cooldown=0.1, window=0.4)
