@@ -29,7 +29,7 @@ _DIVERGED_AFTER = 2
 _USEFUL_SHARE = 0.1
 # The loss at the start is the median of so many, since one of them may be anything.
 _FIRST_LOSSES = 10
-# A raised rate is reached in as many steps as the warm-up had, and in so many at least.
+# A raised rate is reached in as many steps as the warm-up had, and in so many at least; a careful start in so many.
 _RISE_SHARE, _MIN_RISE = 1.0, 5
 # A rate that is still positive in single precision, however often it was lowered.
 _LOWEST_RATE = 1e-30
@@ -54,16 +54,19 @@ def schedule_bounds(config: ExpTestConfig, num_training_steps: int | None) -> tu
     return warmup_steps, num_training_steps - cooldown_steps
 
 
-def schedule_factor(config: ExpTestConfig, step: int, num_training_steps: int | None) -> float:
+def schedule_factor(
+    config: ExpTestConfig, step: int, num_training_steps: int | None, is_careful: bool = False
+) -> float:
     """
     Factor of the learning rate at optimizer step `step` (from 0): a linear rise, 1, and a linear fall.
 
     No step has factor zero before the end: the first of `w` warm-up steps gets `1/w`, the last of `c` cool-down
-    steps `1/c`. Steps past the end get 0, unless there is no cool-down.
+    steps `1/c`. Steps past the end get 0, unless there is no cool-down. A rate that `is_careful` by itself is reached
+    in five steps, so that the rest of the warm-up trains with it.
     """
     start, end = schedule_bounds(config, num_training_steps)
     if step < start:
-        return (step + 1) / start
+        return min(1.0, (step + 1) / (min(start, _MIN_RISE) if is_careful else start))
     if num_training_steps is None or step < end or end == num_training_steps:
         return 1.0
     return max(0.0, (num_training_steps - step) / (num_training_steps - end))

@@ -242,13 +242,17 @@ class ExpTestScheduler(LRScheduler):
     @property
     def previous_rate(self) -> float:
         """Rate of the first group that is trained, in the optimizer step before this one."""
-        step = max(0, self.last_epoch - 1)
-        return self._controller.rate_at(step) * schedule_factor(self.config, step, self.num_training_steps)
+        return self._rate_at(max(0, self.last_epoch - 1))
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Rates of all groups for the next optimizer step."""
-        factor = schedule_factor(self.config, self.last_epoch, self.num_training_steps)
-        return self._group_rates(self._controller.rate_at(self.last_epoch) * factor)
+        return self._group_rates(self._rate_at(self.last_epoch))
+
+    def _rate_at(self, step: int) -> float:
+        """Rate of the first group in optimizer step `step`."""
+        is_careful = self.history[:1] != [] and self.history[0]["test"] == BELOW_BOUND
+        factor = schedule_factor(self.config, step, self.num_training_steps, is_careful)
+        return self._controller.rate_at(step) * factor
 
     def _group_rates(self, rate: float) -> list[float | torch.Tensor]:
         """Rates of all groups if that of the first is `rate`."""

@@ -565,6 +565,14 @@ def test_schedule_rises_holds_and_falls():
     assert schedule_factor(PAPER, 10, 10) == 1.0
 
 
+def test_a_careful_start_rises_in_five_steps():
+    config = ExpTestConfig(warmup=0.2, cooldown=0.5)
+    factors = [schedule_factor(config, step, 40, is_careful=True) for step in range(22)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1] * 17, 0.95])
+    # A warm-up that is shorter than that keeps its length.
+    assert [schedule_factor(config, step, 10, is_careful=True) for step in range(3)] == pytest.approx([0.5, 1, 1])
+
+
 def test_statistics_and_controller_import_no_torch():
     code = (
         "import sys, types, importlib; package = types.ModuleType('hf_exptest');"
