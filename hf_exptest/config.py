@@ -34,7 +34,8 @@ class ExpTestConfig:
             Optimizer steps that all looks may take, as a share of the training steps. Short runs get up to 40 % of
             their steps, at most 120, since fewer say nothing.
         warmup (`float`, *optional*, defaults to 0.1):
-            Share of the training steps in which the learning rate rises linearly to its value. 0 turns it off.
+            Share of the training steps in which the learning rate rises linearly to its value; before a look, to one
+            that is low, in five of them. 0 turns it off.
         cooldown (`float`, *optional*, defaults to 0.7):
             Share of the training steps, at the end, in which the learning rate falls linearly to zero. 0 turns it off.
         window (`float`, *optional*, defaults to 0.2):

@@ -508,7 +508,7 @@ def test_the_documented_horizon_is_that_of_the_kept_looks():
 def test_the_documented_answers_of_tune_are_those_of_the_kept_trainings(tmp_path, monkeypatch, capsys):
     results = Path(__file__).parents[1] / "examples" / "benchmarks" / "results"
     monkeypatch.setattr(tune, "record", refuse)
-    names = ["digits", "resnet sgd", "vit", "characters", "mnist softmax"]
+    names = ["digits", "resnet sgd", "vit", "characters", "mnist softmax", "trec", "sst2", "trec lora"]
     call(tune, monkeypatch, "--data", tmp_path, "--out", results / "tune.jsonl", "--tasks", *names)
     assert capsys.readouterr().out.strip() in (results.parent / "README.md").read_text()
 
