@@ -57,8 +57,8 @@ def test_a_dry_run_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert {key: row["not_made"] for key, row in rows.items() if "not_made" in row} == {}
     assert all(row["versions"]["torch"] == torch.__version__ and row["machine"]["cores"] > 0 for row in rows.values())
     runs = {key: row for key, row in rows.items() if "metric" in row}
-    # The constant of reward models is a rate of the grid.
-    assert len(runs) == 2 + 2 * 8 + (8 + 7) + 7
+    # Preferences: the higher of the two constants is among the three rates.
+    assert len(runs) == 2 + 2 * 8 + 2 * 5 + 7
     assert all(row["steps"] == row["budget"] == 20 for (_, method, _), row in runs.items() if "grid" in method)
     assert all(row["search_steps"] > 0 for (_, method, _), row in runs.items() if "exptest" in method)
     # The tiny model learns to predict bytes only if all of it is trained.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import math
 import os
 import re
@@ -43,6 +44,7 @@ from transformers.utils import logging
 from hf_exptest import ExpTestCallback
 
 from . import overhead, smollm2, snapshot_cost
+from .constants import HIGH, LOW, THREE_IN_FULL, runs_of
 from .methods import ON_TOP, grid_rates, single_rate
 from .processes import in_new_process
 from .run import BF16_TASKS, BUDGETS, Key, Row, append_row, machine, measure, read_rows, versions
@@ -52,9 +54,7 @@ from .tasks import make_trainer
 ROOT = Path(__file__).parents[2]
 # With the grid of the large character model, which a run at a rate does not change.
 KEPT = Path(__file__).parent / "results" / "runs.jsonl"
-# What documentation and examples say for language models.
-CONSTANTS = {"smollm2 lora": 2e-4, "smollm2 full": 2e-5}
-PREFERENCES = {"dpo": 5e-6, "reward": 1e-4}
+LANGUAGE, PREFERENCES = ["smollm2 lora", "smollm2 full"], ["dpo", "reward"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ GPU = Sizes("characters large", (0, 1), BUDGETS, 150, {"toy": 200, "minilm": 100
 DRY = Sizes(
     "california",
     (0,),
-    dict.fromkeys(["california", *CONSTANTS, *PREFERENCES], 20),
+    dict.fromkeys(["california", *LANGUAGE, *PREFERENCES], 20),
     20,
     {"toy": 12},
     "bert-tiny",
@@ -146,21 +146,21 @@ def make_parts(data: Path, sizes: Sizes) -> list[Part]:
         """The middle first."""
         return [single_rate(grid_rates(task)[place]) for place in (3, 2, 4, 1, 5, 0, 6)]
 
-    def fine_tuning(constants: Mapping[str, float]) -> list[Job]:
-        """ExpTest against a constant and five rates of the grid."""
-        first = [(task, m) for task, rate in constants.items() for m in ("exptest", single_rate(rate), ON_TOP)]
-        others = [(task, grid(task)[place]) for place in range(5) for task in constants]
-        return [run(task, method, 0, 60) for task, method in dict.fromkeys([*first, *others])]
+    def fine_tuning(tasks: Sequence[str], others: Callable[[str], Sequence[str]]) -> list[Job]:
+        """ExpTest, what documentation says, and others: the first of each task, then the second, and so on."""
+        methods = {task: ["exptest", *runs_of(LOW, task), *runs_of(HIGH, task), *others(task)] for task in tasks}
+        turns = itertools.zip_longest(*([(task, m) for m in dict.fromkeys(methods[task])] for task in tasks))
+        return [run(*key, 0, 60) for keys in turns for key in keys if key is not None]
 
     costs = [timed("step", model, step_cost, model, steps, sizes) for model, steps in sizes.overhead_steps.items()]
-    costs += [timed("look", task, look_cost, task, data, sizes.look_steps) for task in CONSTANTS]
+    costs += [timed("look", task, look_cost, task, data, sizes.look_steps) for task in LANGUAGE]
     costs += [timed("snapshot", method, snapshot_costs, method, sizes) for method in snapshot_cost.METHODS]
     return [
         Part("from scratch", [run(sizes.scratch, m, seed, 150) for m in ("exptest", ON_TOP) for seed in sizes.seeds]),
-        Part("SmolLM2", fine_tuning(CONSTANTS)),
+        Part("SmolLM2", fine_tuning(LANGUAGE, lambda task: [ON_TOP, *grid(task)[:5]])),
         Part("time and memory", costs, is_run=False, is_timed=True),
         Part("tests", [Job(("tests", "tests/test_cuda.py", 0), cuda_tests, 40)], is_run=False),
-        Part("preferences", fine_tuning(PREFERENCES)),
+        Part("preferences", fine_tuning(PREFERENCES, functools.partial(runs_of, THREE_IN_FULL))),
         # The last seed first, since the first is among those that are kept.
         Part("grid", [run(sizes.scratch, m, seed, 150) for seed in sizes.seeds[::-1] for m in grid(sizes.scratch)]),
     ]
