@@ -26,7 +26,7 @@ _DETECT_SHARE = 0.25
 # One loss that is not finite may be a batch without labels or a step that a gradient scaler skips; two are divergence.
 _DIVERGED_AFTER = 2
 # TUNE lowers a rate only if the loss clearly falls by less than this share of what a step has brought so far.
-_USEFUL_SHARE = 0.2
+_USEFUL_SHARE = 0.1
 # The loss at the start is the median of so many, since one of them may be anything.
 _FIRST_LOSSES = 10
 # A raised rate is reached in as many steps as the warm-up had, and in so many at least; a careful start in so many.
@@ -79,7 +79,7 @@ class ExpTestController:
     does not (paper, sections 2 and 3).
 
     Outside the paper's own rules (`window=None`) TUNE has a third answer. The rate is lowered only if a second test
-    says that the loss falls by less than a fifth of what a step has brought on the average so far. Where neither test
+    says that the loss falls by less than a tenth of what a step has brought on the average so far. Where neither test
     is significant, the window has too few losses, or too noisy ones: "undecided", and nothing changes.
 
     Args:
