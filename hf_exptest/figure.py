@@ -25,7 +25,7 @@ _DECISIONS = {
     "start": (_BLACK, ">", ":", "start"),
     "raise": (_ORANGE, "^", "--", "look: a higher rate is better"),
     "lower": (_ORANGE, "v", "--", "look: a lower rate is better"),
-    "keep": (_ORANGE, "D", ":", "look: no rate is clearly better"),
+    "keep": (_ORANGE, "D", ":", "look: no other rate is better"),
     "detected": (_BLUE, "*", "-.", "detected: loss decays exponentially"),
     "continue": (_GREEN, "o", ":", "continue: loss still falls"),
     "undecided": ("gray", "s", ":", "undecided: too few or too noisy losses"),

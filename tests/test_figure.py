@@ -79,7 +79,7 @@ def test_plot_marks_each_kind_of_decision_in_its_own_way():
         "start": "start",
         "raise": "look: a higher rate is better",
         "lower": "look: a lower rate is better",
-        "keep": "look: no rate is clearly better",
+        "keep": "look: no other rate is better",
         "detected": "detected: loss decays exponentially",
         "continue": "continue: loss still falls",
         "undecided": "undecided: too few or too noisy losses",

@@ -138,9 +138,19 @@ def test_summary_of_a_look_that_keeps_the_rate_gives_none(search, rival):
     assert "Training went on with a small share of the upper bound along the first update, 0.03." in lines[0]
     (result,) = [line for line in lines if "p = 0.2" in line and not line.startswith(" ")]
     assert result == f"None ends lower than {rival} by more than chance (p = 0.2)."
-    assert lines[-1] == (
-        "    step 10: a look finds no rate that is clearly better (p = 0.2): learning rate stays 0.03"
-    )
+    assert lines[-1] == "    step 10: a look finds no other rate better (p = 0.2): learning rate stays 0.03"
+
+
+def test_a_look_that_finds_the_present_rate_has_found_one():
+    search = dataclasses.replace(SEARCH, previous_rate=0.03, learning_rate=0.03, p_value=1e-10)
+    history = [start("below_bound", learning_rate=0.03), look(10, "keep", learning_rate=0.03, p_value=1e-10)]
+    report = make_report(history, [search])
+    assert (report.starting_rate, report.rate_source) == (0.03, "search")
+    lines = report.summary().splitlines()
+    assert lines[0] == "ExpTest found the learning rate 0.03 while training at step 10."
+    (result,) = [line for line in lines if line.startswith("The best of them")]
+    assert result.startswith("The best of them ends lower than the untouched model (p = 1e-10); carried over from ")
+    assert result.endswith(" that were left, it gives 0.03.")
 
 
 def test_summary_of_an_inconclusive_look_after_which_the_rate_stays_claims_none():
@@ -263,7 +273,7 @@ def test_summary_without_decisions():
         ),
         (
             {"decision": "keep", "test": "look", "learning_rate": 0.3},
-            "step 400: a look finds no rate that is clearly better (p = 0.31): learning rate stays 0.3",
+            "step 400: a look finds no other rate better (p = 0.31): learning rate stays 0.3",
         ),
         (
             {"decision": "start", "test": "training_arguments", "p_value": None},
