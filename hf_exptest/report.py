@@ -398,7 +398,8 @@ def result_sentences(search: LearningRateSearch, alpha: float) -> list[str]:
     # Nobody has chosen the rate below the bound, so the first look does not compare with it.
     rival = f"the rate until then, {search.previous_rate:.3g}" if search.upper_bound is None else "the untouched model"
     length, left = search.trials[0].num_steps, search.num_training_steps - search.step
-    if search.p_value < alpha:
+    # The level may be another one since: a rate that was moved was moved on evidence.
+    if search.p_value < alpha or search.learning_rate != search.previous_rate:
         result = (
             f"The best of them ends lower than {rival} (p = {search.p_value:.2g}); carried over from {length} steps to"
             f" the {left} that were left, it gives {search.learning_rate:.3g}."

@@ -30,7 +30,7 @@ from reports import (
 from toys import make_trainer
 from transformers import TrainerCallback
 
-from hf_exptest import ExpTestCallback, Report
+from hf_exptest import ExpTestCallback, ExpTestConfig, Report
 from hf_exptest.cli import main
 from hf_exptest.report import describe, log_values, search_from_dict, search_to_dict, write
 
@@ -151,6 +151,13 @@ def test_a_look_that_finds_the_present_rate_has_found_one():
     (result,) = [line for line in lines if line.startswith("The best of them")]
     assert result.startswith("The best of them ends lower than the untouched model (p = 1e-10); carried over from ")
     assert result.endswith(" that were left, it gives 0.03.")
+
+
+def test_a_rate_that_was_moved_was_found_whatever_the_level_is_now():
+    report = dataclasses.replace(make_report(searches=[SEARCH]), config=ExpTestConfig(alpha=1e-9))
+    assert SEARCH.p_value > 1e-9
+    assert (report.starting_rate, report.rate_source) == (0.3, "search")
+    assert "The best of them ends lower than the untouched model" in report.summary()
 
 
 def test_summary_of_an_inconclusive_look_after_which_the_rate_stays_claims_none():
