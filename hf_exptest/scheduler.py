@@ -250,7 +250,7 @@ class ExpTestScheduler(LRScheduler):
 
     def _rate_at(self, step: int) -> float:
         """Rate of the first group in optimizer step `step`."""
-        is_careful = self.history[:1] != [] and self.history[0]["test"] == BELOW_BOUND
+        is_careful = bool(self.history) and self.history[0]["test"] == BELOW_BOUND
         factor = schedule_factor(self.config, step, self.num_training_steps, is_careful)
         return self._controller.rate_at(step) * factor
 

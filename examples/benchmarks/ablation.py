@@ -8,7 +8,8 @@ What each part of the default preset is worth, against a grid of learning rates:
     python -m examples.benchmarks.ablation --data DATA --out ablation.jsonl --tasks trec --parts default grid
 
 A run that the file already holds is not made again; a part stands there as the run's method. The schedules start from
-the rate that the default found on the same task and seed; the looks differ from the default's in one constant.
+the rate that the default found on the same task and seed; the looks differ from the default's in one constant; the
+starts are far below the best rate of the grid, whose runs they need.
 """
 
 from __future__ import annotations
@@ -105,11 +106,12 @@ def run(task: str, part: str, seed: int, data: Path, rows: Rows) -> Row:
     """One part, as plain values."""
     if part == "default":
         return train(task, seed, data, ExpTestCallback())
-    if part in (*LOOKS, *STARTS):
-        settings, constants = LOOKS.get(part, ({}, {}))
-        if part in STARTS:
-            best = float(best_of(rows, task, grid_parts(task), [seed]).split()[1])
-            constants = {"look.first_update_bound": lambda trainer: (best / STARTS[part] / START_SHARE, 0)}
+    if part in STARTS:
+        start = float(best_of(rows, task, grid_parts(task), [seed]).split()[1]) / STARTS[part]
+        with mock.patch("hf_exptest.look.first_update_bound", return_value=(start / START_SHARE, 0)):
+            return train(task, seed, data, ExpTestCallback())
+    if part in LOOKS:
+        settings, constants = LOOKS[part]
         with contextlib.ExitStack() as stack:
             for name, value in constants.items():
                 stack.enter_context(mock.patch(f"hf_exptest.{name}", value))
