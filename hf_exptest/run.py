@@ -9,6 +9,7 @@ Before the script, the switch turns ExpTest on for every Trainer that the script
     python -m hf_exptest.run --exptest their_script.py ...
     accelerate launch -m hf_exptest.run --exptest their_script.py ...
     torchrun --nproc_per_node 2 -m hf_exptest.run --exptest their_script.py ...
+    accelerate launch -m hf_exptest.run --exptest -m their_package.their_module ...
 
 After the script, it is for the script to read, with `HfArgumentParser` and `TrainingArguments` (or a subclass, such as
 TRL's `SFTConfig`). `"exptest": true` in the script's own config file is read so too. Beside a config file that is the
@@ -47,6 +48,7 @@ import os
 import runpy
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +59,15 @@ from .finder import find
 from .report import write
 from .training_args import ExpTestArgumentsMixin, add_flags_in_place
 
-_USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...] | --find] script.py ..."
+_USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...] | --find] (script.py | -m module) ..."
 _SWITCHES = ("--exptest", "--find", "-h", "--help")
 _CONFIGS = (".json", ".yaml", ".yml")
 
 
 def split_at_script(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The launcher's own flags with their values, and the script with its arguments."""
+    """The launcher's own flags with their values, and the script, or `-m` and a module, with its arguments."""
     i = 0
-    while i < len(arguments) and arguments[i].startswith("-"):
+    while i < len(arguments) and arguments[i].startswith("-") and arguments[i] != "-m":
         has_value = arguments[i] not in _SWITCHES and "=" not in arguments[i]
         i += 2 if has_value else 1
     return arguments[:i], arguments[i:]
@@ -202,10 +204,22 @@ def find_and_tell(trainer: Trainer) -> int:
     return 0 if is_found else 1
 
 
-def warn_if_unused(users: list[type], is_finder: bool, flags: dict[str, Any], arguments: list[str]) -> None:
+def is_there(script: str, is_module: bool) -> bool:
+    """Whether there is such a file, or such a module."""
+    if not is_module:
+        return Path(script).is_file()
+    try:
+        return find_spec(script) is not None
+    except (ModuleNotFoundError, ValueError):
+        # Of its package, or a name that is empty.
+        return False
+
+
+def warn_if_unused(
+    users: list[type], is_finder: bool, flags: dict[str, Any], script: str, arguments: list[str]
+) -> None:
     """Say so where the flags turned nothing on."""
-    script, *rest = arguments
-    is_asked = is_finder or bool(flags) or any(argument.startswith("--exptest") for argument in rest)
+    is_asked = is_finder or bool(flags) or any(argument.startswith("--exptest") for argument in arguments)
     if users or not is_asked or os.environ.get("RANK", "0") != "0":
         return
     result = "no learning rate was looked for" if is_finder else "ExpTest was not turned on"
@@ -230,23 +244,28 @@ def main() -> None:
     is_finder, flags = own_flags(own)
     if not arguments:
         sys.exit(f"hf_exptest.run: there is no script after {own[-1]!r}; usage: {_USAGE}")
-    script, *rest = arguments
-    if not Path(script).is_file():
-        sys.exit(f"hf_exptest.run: there is no script {script!r}; usage: {_USAGE}")
-    beside_config, rest = take_from_config(rest)
+    is_module = arguments[0] == "-m"
+    script, *rest = (arguments[1:] or [""]) if is_module else arguments
+    if not is_there(script, is_module):
+        sys.exit(f"hf_exptest.run: there is no {'module' if is_module else 'script'} {script!r}; usage: {_USAGE}")
+    beside_config, left = take_from_config(rest)
     flags |= beside_config
-    sys.argv = [script, *rest]
+    sys.argv = [script, *left]
     users = install_finder(flags) if is_finder else install(flags)
-    # As `python script.py` would: the script may import its neighbours.
-    sys.path[0] = str(Path(script).resolve().parent)
+    command = f"-m {script}" if is_module else script
     try:
-        runpy.run_path(script, run_name="__main__")
+        if is_module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            # As `python script.py` would: the script may import its neighbours.
+            sys.path[0] = str(Path(script).resolve().parent)
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
-        warn_if_unused(users, is_finder, flags, arguments)
+        warn_if_unused(users, is_finder, flags, command, rest)
         if end.code or users or not is_finder:
             raise
     else:
-        warn_if_unused(users, is_finder, flags, arguments)
+        warn_if_unused(users, is_finder, flags, command, rest)
     if is_finder and not users:
         # What comes after it may wait for a rate.
         sys.exit(1)

@@ -56,6 +56,13 @@ def test_flags_before_the_script_are_the_launchers_own(launch, script, capsys, b
     assert capsys.readouterr().out == "['train', '--exptest_alpha', '0.1']\n"
 
 
+def test_a_module_runs_as_python_would_run_it(launch, script, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(script.parent)
+    script.write_text("import sys; print(__name__, __spec__.name, sys.argv, sys.modules['__main__'].__file__)")
+    assert launch("--exptest", "-m", "script", "-m", "--exptest_alpha", "0.1") == {"exptest": True}
+    assert capsys.readouterr().out == f"__main__ script {[str(script), '-m', '--exptest_alpha', '0.1']} {script}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "flags", "left"),
     [
@@ -86,6 +93,8 @@ def test_flags_of_both_places_are_joined(launch, script):
     [
         (["missing.py"], ["there is no script 'missing.py'", "usage: python -m hf_exptest.run"]),
         (["--exptest"], ["there is no script after '--exptest'", "usage: "]),
+        (["-m", "missing.module"], ["there is no module 'missing.module'", "usage: "]),
+        (["--exptest", "-m"], ["there is no module ''", "(script.py | -m module)"]),
         (["--output_dir", "out", "SCRIPT"], ["'--output_dir' is not a flag", "--exptest_alpha", "come after it"]),
         (["--exptest", "--verbose", "SCRIPT"], ["'--verbose' is not a flag of the launcher"]),
         (["--exptest_alpha", "0.01", "SCRIPT"], ["'--exptest_alpha' before the script needs --exptest there too"]),

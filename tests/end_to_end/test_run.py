@@ -16,7 +16,6 @@ from pathlib import Path
 import forks
 import pytest
 import toys
-import trl.scripts
 
 from hf_exptest import Report
 
@@ -138,7 +137,7 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("name", ["dpo", "reward"])
 def test_the_scripts_of_trl(tmp_path, tiny, name):
     done = forks.python(
-        *[*LAUNCHER, "--exptest", str(Path(trl.scripts.__file__).with_name(f"{name}.py")), *FLAGS, *TRL_FLAGS],
+        *[*LAUNCHER, "--exptest", "-m", f"trl.scripts.{name}", *FLAGS, *TRL_FLAGS],
         *["--model_name_or_path", str(tiny), "--dataset_name", str(tiny / "preferences")],
         # TRL writes its card beside each checkpoint.
         *["--save_strategy", "steps", "--save_steps", "30", "--output_dir", str(tmp_path)],
