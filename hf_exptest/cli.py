@@ -12,6 +12,7 @@ Read what a training with ExpTest, or its finder, left in its output_dir.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -81,5 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"Figure: {options.output}")
         else:
             print(compare(options.folders))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What reads the output, `head` for example, has enough; Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"hf-exptest: {error}")

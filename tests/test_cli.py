@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import os
 import sys
 
 import pytest
@@ -44,6 +45,15 @@ def _folders(tmp_path, monkeypatch):
 def test_show_prints_the_summary(capsys, name):
     main(["show", name])
     assert capsys.readouterr().out == REPORTS[name].summary() + "\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        main(["show", "found"])
+        stdout.write("more")
 
 
 def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
