@@ -3,6 +3,7 @@
 
 """A script in the style of transformers' run_glue.py, which knows nothing of ExpTest: see test_run.py."""
 
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -46,6 +47,10 @@ def main():
     trainer.log_metrics("train", result.metrics)
     trainer.save_state()
     trainer.create_model_card(model_name="toy")
+    if training_args.world_size > 1:
+        # As in distributed/train.py: torch may abort while it winds down.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
