@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
@@ -256,6 +257,18 @@ def _call_saved_card_hook(model: Any, path: str, *args: Any, **kwargs: Any) -> N
     training, hook = _SAVED_CARD_HOOKS.get(model, (None, None))
     if hook is not None and training is model.model_card_data.all_hyperparameters:
         hook(Path(path))
+
+
+def own_vectors(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The parameters with one dimension, as far as they are in this process."""
+    vectors = []
+    for parameter in model.parameters():
+        # Under DeepSpeed ZeRO-3 a parameter is empty, and knows its shape and its shard.
+        whole: Any = parameter
+        if len(getattr(whole, "ds_shape", whole.shape)) == 1:
+            data = getattr(whole, "ds_tensor", whole).detach()
+            vectors.append(data.to_local() if isinstance(data, DTensor) else data)
+    return vectors
 
 
 @contextlib.contextmanager

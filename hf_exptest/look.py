@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.utils import logging
 
 from .checks import is_preference_trainer, replaced_arguments
 from .config import ExpTestConfig
-from .internals import is_out_of_memory
+from .internals import is_out_of_memory, own_vectors
+from .processes import mean_over_processes
 from .report import search_to_dict
 from .scheduler import BELOW_BOUND, ExpTestScheduler
 from .search import MIN_STEPS, START_SHARE, LearningRateSearch, search, search_steps, trial_steps
@@ -31,6 +33,8 @@ logger = logging.get_logger(__name__)
 
 # Fewer steps than for three short trials are not worth a look.
 _FEWEST_STEPS = 3 * MIN_STEPS
+# Of weights from scratch: half to all of the vectors of usual networks, more than a third of those without a norm.
+_FRESH_SHARE = 0.3
 
 
 class NothingFound(Exception):
@@ -66,6 +70,7 @@ class Looks:
             if self._config.search:
                 seconds = time.monotonic() - began
                 scheduler.bound = {"upper_bound": bound, "num_steps": num_steps, "seconds": seconds}
+                scheduler.bound["from_scratch"] = is_from_scratch(self._trainer)
                 scheduler.start(float(f"{START_SHARE * bound:.2g}"), detect=False, reason=BELOW_BOUND)
             else:
                 scheduler.start(bound, detect=True, reason="first_update_bound")
@@ -92,7 +97,15 @@ class Looks:
         """One look, the first if it has a bound below which the run began."""
         scheduler = self._scheduler
         budget = max(self._steps_left, _FEWEST_STEPS)
-        found = look(self._trainer, self._config, scheduler.learning_rate, budget, is_start=bound is not None)
+        found = look(
+            self._trainer,
+            self._config,
+            scheduler.learning_rate,
+            budget,
+            is_start=bound is not None,
+            # A checkpoint of 0.1 does not say.
+            from_scratch=scheduler.bound is not None and scheduler.bound.get("from_scratch", False),
+        )
         if bound is not None:
             found = dataclasses.replace(
                 found,
@@ -197,8 +210,31 @@ def _bound(trainer: Trainer, num_batches: int) -> tuple[float, int]:
         return stage.bound(), stage.num_steps
 
 
+def is_from_scratch(trainer: Trainer) -> bool:
+    """
+    Whether no training has touched the weights yet.
+
+    Then many biases, and scales of normalization layers, have one value throughout, such as 0 or 1, which no training
+    leaves. Not all have, since some layers draw their biases; of weights that were trained, hardly any.
+    """
+    vectors = [vector for vector in own_vectors(trainer.model_wrapped) if vector.numel() > 1]
+    device = trainer.accelerator.device
+    equal = [torch.all(vector == vector[0]).to(device) for vector in vectors]
+    counts = torch.tensor([0.0, len(vectors)], device=device)
+    if equal:
+        counts[0] = torch.stack(equal).sum()
+    num_equal, total = mean_over_processes(counts, trainer.accelerator).tolist()
+    return bool(num_equal > _FRESH_SHARE * total)
+
+
 def look(
-    trainer: Trainer, config: ExpTestConfig, learning_rate: float, budget: int, *, is_start: bool
+    trainer: Trainer,
+    config: ExpTestConfig,
+    learning_rate: float,
+    budget: int,
+    *,
+    is_start: bool,
+    from_scratch: bool,
 ) -> LearningRateSearch:
     """
     Try other rates than `learning_rate` from the present weights; see [`hf_exptest.search.search`].
@@ -209,6 +245,7 @@ def look(
         learning_rate (`float`): the present rate, before warm-up and cool-down.
         budget (`int`): optimizer steps to spend.
         is_start (`bool`): whether the rate is a careful start, so that higher ones are tried first.
+        from_scratch (`bool`): whether the run began with weights that no training had touched.
 
     Raises:
         As [`first_update_bound`].
@@ -226,6 +263,7 @@ def look(
             num_training_steps=trainer.state.max_steps,
             budget=budget,
             is_start=is_start,
+            from_scratch=from_scratch,
         )
     return dataclasses.replace(found, seconds=time.monotonic() - began)
 

@@ -36,9 +36,10 @@ _SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
 # The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
 # falls with the share of the loss that the trial removes, and with what a third of the rate lacks of that. See "The
 # horizon" in examples/benchmarks/README.md.
-_HORIZON = 0.2, 0.8, 0.2, -0.4
-# Where the best trial moves the weights by less than this share of their size, they were good to begin with: in
-# fine-tuning it is 1 to 4 %, from scratch 10 % and more. There the power is the last of the horizon's constants.
+_HORIZON = 0.2, 0.8, 0.2, -0.3
+# Where the best trial moves weights that were trained before by less than this share of their size, they were good to
+# begin with: it is 1 to 4 % in fine-tuning as a whole, more than all of it with LoRA. There the power is the last of
+# the horizon's constants.
 _LITTLE_MOVEMENT = 0.05
 
 
@@ -135,6 +136,7 @@ def search(
     num_training_steps: int,
     budget: int,
     is_start: bool,
+    from_scratch: bool,
 ) -> LearningRateSearch:
     """
     Try rates around `learning_rate` from the weights after `step` steps, and say which to go on with.
@@ -151,6 +153,7 @@ def search(
         num_training_steps (`int`): length of the run.
         budget (`int`): optimizer steps to spend.
         is_start (`bool`): whether `learning_rate` is a careful start, so that higher rates come first.
+        from_scratch (`bool`): whether the run began with weights that no training had touched.
     """
     length = trial_steps(budget)
     # A start is too low if anything; a rate whose loss stands still is too high if anything.
@@ -160,7 +163,7 @@ def search(
     p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
-        centre, share, lack, is_fine_tuning = read_trials(trials, stage.untouched, config.alpha)
+        centre, share, lack, is_fine_tuning = read_trials(trials, stage.untouched, config.alpha, from_scratch)
         power = horizon_power(_HORIZON, share, lack, is_fine_tuning)
         horizon = max(1.0, (num_training_steps - step) / length) ** power
         # No search knows more than two digits; the rest would only differ with the number of processes.
@@ -276,7 +279,7 @@ def horizon_power(
 
 
 def read_trials(
-    trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float
+    trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float, from_scratch: bool
 ) -> tuple[float, float, float, bool]:
     """
     What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one.
@@ -287,8 +290,8 @@ def read_trials(
 
     Returns:
         `tuple[float, float, float, bool]`: the best rate for as many steps; the share of the loss that the best trial
-        removes, and the share of that which a third of its rate lacks, both between 0 and 1; and whether it moves the
-        weights so little that they must have been good to begin with.
+        removes, and the share of that which a third of its rate lacks, both between 0 and 1; and whether the
+        weights were good to begin with: trained before, and hardly moved.
     """
     loss = float(np.mean(untouched))
     best = best_power(trials, untouched)
@@ -298,5 +301,5 @@ def read_trials(
     share = gain / loss if loss > 0 else 0.0
     centre = _centre(list(trials.values()), trials[best], untouched, alpha)
     movement = trials[best].movement
-    is_fine_tuning = movement is not None and movement < _LITTLE_MOVEMENT
+    is_fine_tuning = not from_scratch and movement is not None and movement < _LITTLE_MOVEMENT
     return centre, min(1.0, max(0.0, share)), 1.0 - min(1.0, max(0.0, kept)), is_fine_tuning

@@ -244,6 +244,20 @@ MUTANTS = [
         "tests/test_search.py -k hardly",
     ),
     (
+        "new weights that hardly move are not being fine-tuned",
+        "search.py",
+        "is_fine_tuning = not from_scratch and ",
+        "is_fine_tuning = ",
+        "tests/test_search.py -k hardly",
+    ),
+    (
+        "a third of biases and norms that are all the same are those of new weights",
+        "look.py",
+        "_FRESH_SHARE = 0.3",
+        "_FRESH_SHARE = 0.5",
+        "tests/test_search.py -k trained_before",
+    ),
+    (
         "ties are ties",
         "bounds.py",
         "\nTIE = 1e-3",

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 import torch
 from reports import INCONCLUSIVE_SEARCH, SEARCH
+from torch import nn
 from toys import (
     StopAt,
     ToyClassifier,
@@ -27,11 +28,12 @@ from toys import (
     outcome,
     weights,
 )
-from transformers import Trainer
+from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 import hf_exptest.look
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_learning_rate
 from hf_exptest.bounds import ray_bound
+from hf_exptest.look import is_from_scratch
 from hf_exptest.search import (
     _TRIALS_IN_BUDGET,
     MAX_STEPS,
@@ -133,8 +135,8 @@ def test_a_run_with_looks_equals_one_that_is_told_what_they_find(tmp_path, monke
 
 @pytest.mark.parametrize(("factor", "decision"), [(10, "raise"), (1, "keep"), (0.1, "lower")])
 def test_a_raised_rate_is_reached_by_a_second_warm_up(tmp_path, monkeypatch, factor, decision):
-    def found(trainer, config, learning_rate, budget, *, is_start):
-        assert is_start
+    def found(trainer, config, learning_rate, budget, *, is_start, from_scratch):
+        assert (is_start, from_scratch) == (True, True)
         return dataclasses.replace(SEARCH, previous_rate=learning_rate, learning_rate=factor * learning_rate)
 
     monkeypatch.setattr("hf_exptest.look.look", found)
@@ -514,7 +516,7 @@ def parabola(best, least=1.0, curvature=0.1):
     return lambda rate: least + curvature * np.log(rate / best) ** 2
 
 
-def look(stage, rate=1e-3, budget=400, is_start=False, config=None, longer=1):
+def look(stage, rate=1e-3, budget=400, is_start=False, config=None, longer=1, from_scratch=False):
     """A search for a run that goes on as many times longer than a trial, where its rate is the trials' own."""
     return search(
         stage,
@@ -524,6 +526,7 @@ def look(stage, rate=1e-3, budget=400, is_start=False, config=None, longer=1):
         num_training_steps=100 + round(longer * trial_steps(budget)),
         budget=budget,
         is_start=is_start,
+        from_scratch=from_scratch,
     )
 
 
@@ -542,16 +545,46 @@ def test_the_vertex_of_a_parabola_is_found(best, is_start):
 
 
 def test_a_longer_run_of_a_model_that_hardly_moves_gets_a_lower_rate():
-    def found(at_best, longer=10):
+    def found(at_best, longer=10, **options):
         # Adam moves in proportion to its rate.
         stage = Table(parabola(4e-3), movement=lambda rate: at_best * rate / 4e-3)
-        return look(stage, budget=2000, is_start=True, longer=longer).learning_rate
+        return look(stage, budget=2000, is_start=True, longer=longer, **options).learning_rate
 
     # Fine-tuning, as long as a trial and ten times longer; and training from scratch.
     assert found(0.02, longer=1) == pytest.approx(4e-3, rel=0.06)
-    assert found(0.02) == pytest.approx(4e-3 * 10**-0.4, rel=0.06)
+    assert found(0.02) == pytest.approx(4e-3 * 10**-0.3, rel=0.06)
     assert found(0.2) == found(0.5) == look(Table(parabola(4e-3)), budget=2000, is_start=True, longer=10).learning_rate
     assert found(0.2) > 2e-3
+    # SGD moves new weights as little.
+    assert found(0.02, from_scratch=True) == found(0.2)
+
+
+def new_bert():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertForSequenceClassification(BertConfig(vocab_size=32, **sizes))
+
+
+def new_perceptron():
+    # torch draws the biases of these layers; those of the norms are zero.
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize("make", [new_bert, new_perceptron])
+def test_whether_weights_were_trained_before(tmp_path, make):
+    model = make()
+    trainer = make_trainer(tmp_path, [], model=model)
+    assert is_from_scratch(trainer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-3 * torch.randn_like(parameter)
+    assert not is_from_scratch(trainer)
+    # A new head on old weights.
+    nn.init.zeros_(list(model.modules())[-1].bias)
+    assert not is_from_scratch(trainer)
+
+
+def test_layers_that_draw_their_biases_do_not_tell(tmp_path):
+    assert not is_from_scratch(make_trainer(tmp_path, [], model=nn.Linear(8, 2)))
 
 
 @pytest.mark.parametrize("is_start", [True, False])

@@ -232,6 +232,8 @@ def search(folder, engine, **options):
     callback = ExpTestCallback()
     trainer = train(folder, engine, callback, **options, **saved)
     result = {"search": numbers(callback.search), "after": trace(trainer)}
+    # DeepSpeed has it in a wrapper.
+    result["from_scratch"] = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler).bound["from_scratch"]
     close(trainer)
     with told(callback.search):
         trainer = train(folder, engine, ExpTestCallback(), **options)
