@@ -500,7 +500,7 @@ def test_a_recorded_look_is_read_as_the_product_reads_it(tmp_path):
 def test_the_documented_horizon_is_that_of_the_kept_looks():
     results = Path(__file__).parents[1] / "examples" / "benchmarks" / "results"
     looks = [json.loads(line) for line in (results / "looks.jsonl").read_text().splitlines()]
-    grids = horizon.read_grids([results / f"{name}.jsonl" for name in ("runs", "ablation", "grids")])
+    grids = horizon.read_grids([results / f"{name}.jsonl" for name in ("runs", "ablation", "grids", "between")])
     table = horizon.table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids)
     assert table.strip() in (results.parent / "README.md").read_text()
 

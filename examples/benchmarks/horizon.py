@@ -6,9 +6,10 @@ How does the best rate of a trial go over to the rest of the run? Records wide l
 
     python -m examples.benchmarks.horizon --data DATA --out looks.jsonl --runs RUNS.jsonl ...
 
-A recorded look has trials at every rate from a third of the present one to 81 times it, where the product would stop
-earlier; it is made once. The regret of a rule is read off the grid's runs of the same task and length (in the files of
-`--runs`), between its rates. Each constant is chosen on the other tasks, so that no task judges a rule that it shaped.
+A recorded look has trials, as long as the product's, at every rate from the present one to 243 times it, where the
+product would stop earlier; it is made once. The regret of a rule is read off the grid's runs of the same task and
+length (in the files of `--runs`), between its rates. Each constant is chosen on the other tasks, so that no task
+judges a rule that it shaped.
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
 from hf_exptest.look import Looks
-from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, walk
+from hf_exptest.search import FIRST_POWERS, MIN_STEPS, SPACING, horizon_power, read_trials, trial_steps, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .run import BF16_TASKS, BUDGETS, Row, append_row
 from .tables import markdown
 from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
 
-POWERS = range(-1, 5)
-MOST_TRIALS = 4
+POWERS = range(6)
 # Constants of a rule: where the power begins, how it falls with the share of the loss that the best trial removes, and
 # with what a third of its rate lacks of that; and the power where the best trial hardly moves the weights, if there is
 # another.
@@ -51,29 +51,30 @@ CANDIDATES: dict[str, list[Rule]] = {
     "by the share removed": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.3, 0.6, 0.8, 1.0, 1.2), (0.0,), (None,))),
     "by the lower neighbour": list(itertools.product((0.0, 0.1, 0.2, 0.3), (0.0,), (0.2, 0.4, 0.6, 0.8), (None,))),
     "by both": list(itertools.product(*_BOTH, (None,))),
-    "by both, fine-tuning by itself": list(itertools.product(*_BOTH, (-0.2, -0.3, -0.4, -0.5, -0.6))),
+    "by both, fine-tuning by itself": list(itertools.product(*_BOTH, (-0.1, -0.2, -0.3, -0.4, -0.5))),
 }
 
 
 class _AllTrials(Looks):
-    """Makes all trials of the lengths in question in place of the first look, and ends the training."""
+    """Makes all trials in place of the first look, and ends the training."""
 
-    def __init__(self, trainer: Trainer, scheduler: ExpTestScheduler, lengths: Sequence[int]) -> None:
-        super().__init__(trainer, scheduler)
-        self._lengths = lengths
-        self.row: Row = {}
+    row: Row
 
     def look_if_due(self) -> None:
         if not self._scheduler.wants_look:
             return
-        start = self._scheduler.learning_rate
-        with open_stage(self._trainer, max(self._lengths) + NUM_EVAL_BATCHES) as stage:
-            trials = [stage.trial(start * SPACING**power, length) for length in self._lengths for power in POWERS]
+        start, from_scratch = self._scheduler.learning_rate, self._scheduler.bound["from_scratch"]
+        budget = max(self._steps_left, 3 * MIN_STEPS)
+        length = trial_steps(budget)
+        with open_stage(self._trainer, length + NUM_EVAL_BATCHES) as stage:
+            trials = [stage.trial(start * SPACING**power, length) for power in POWERS]
             untouched = stage.untouched
         # Only now, since a stage puts back what callbacks hold.
         self.row = {
             "step": self._trainer.state.global_step,
+            "budget": budget,
             "start": start,
+            "from_scratch": from_scratch,
             "untouched": untouched,
             "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses, trial.movement) for trial in trials],
         }
@@ -83,18 +84,14 @@ class _AllTrials(Looks):
 class Recorder(ExpTestCallback):
     """Records trials in place of the first look."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        super().__init__()
-        self._lengths = lengths
-
     def _new_looks(self, trainer: Trainer, scheduler: ExpTestScheduler) -> Looks:
-        self.recorded = _AllTrials(trainer, scheduler, self._lengths)
+        self.recorded = _AllTrials(trainer, scheduler)
         return self.recorded
 
 
-def record(task: str, seed: int, num_steps: int, lengths: Sequence[int], data: Path) -> Row:
+def record(task: str, seed: int, num_steps: int, data: Path) -> Row:
     """One wide look, as plain values; the loss of a trial that diverged is `None`."""
-    recorder = Recorder(lengths)
+    recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(task, data, seed, num_steps, folder, [recorder], bf16=task in BF16_TASKS).train()
     row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.recorded.row}
@@ -125,20 +122,18 @@ def regret(grid: Mapping[float, float], rate: float, is_higher_better: bool) -> 
 
 
 class Replay:
-    """The stage of a recorded look: gives the trials of one length back; beyond those that were made, all diverge."""
+    """The stage of a recorded look: gives its trials back; beyond those that were made, all diverge."""
 
-    def __init__(self, row: Row, length: int) -> None:
+    def __init__(self, row: Row) -> None:
         self.untouched: list[float] = row["untouched"]
         self.num_steps = 0
-        # The first looks were recorded without how far the weights move.
-        self._ends = {
-            _power(rate, row): (*end, None) for of_length, rate, *end in row["trials"] if of_length == length
-        }
+        self._ends = {_power(rate, row): end for _, rate, *end in row["trials"]}
         self._row = row
 
     def trial(self, learning_rate: float, num_steps: int) -> Trial:
-        self.num_steps += num_steps
-        ends, movement, *_ = self._ends.get(_power(learning_rate, self._row), (None, None))
+        ends, movement = self._ends.get(_power(learning_rate, self._row), (None, None))
+        # Where one diverges, it ends early.
+        self.num_steps += num_steps if ends else num_steps // 4
         return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched), movement)
 
 
@@ -152,11 +147,11 @@ def regrets(
     """A function that gives the mean regret of a rule by task and length of the run."""
     cases = []
     for row in looks:
-        for length in sorted({trial[0] for trial in row["trials"]}):
-            stage = Replay(row, length)
-            trials = walk(stage, row["start"], length, MOST_TRIALS * length, FIRST_POWERS)
-            times = (row["num_steps"] - row["step"]) / length
-            cases.append(((row["task"], row["num_steps"]), times, *read_trials(trials, row["untouched"], alpha=0.05)))
+        length = row["trials"][0][0]
+        trials = walk(Replay(row), row["start"], length, row["budget"], FIRST_POWERS)
+        times = (row["num_steps"] - row["step"]) / length
+        reading = read_trials(trials, row["untouched"], 0.05, row["from_scratch"])
+        cases.append(((row["task"], row["num_steps"]), times, *reading))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -204,6 +199,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="files with the grid's runs")
     parser.add_argument("--tasks", nargs="*", default=CPU_TASKS, choices=CPU_TASKS, help="to record (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--steps", type=int, help="optimizer steps of the run (default: what `BUDGETS` says)")
     options = parser.parse_args()
     logging.set_verbosity_error()
     looks: list[Any] = []
@@ -211,9 +207,9 @@ def main() -> None:
         looks = [json.loads(line) for line in options.out.read_text().splitlines()]
     made = {(row["task"], row["seed"], row["num_steps"]) for row in looks}
     for task, seed in itertools.product(options.tasks, options.seeds):
-        num_steps = BUDGETS[task]
+        num_steps = options.steps or BUDGETS[task]
         if (task, seed, num_steps) not in made:
-            looks.append(record(task, seed, num_steps, [28, 56], options.data))
+            looks.append(record(task, seed, num_steps, options.data))
             append_row(options.out, looks[-1])
     grids = read_grids(options.runs)
     print(table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids))
