@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils.memory import should_reduce_batch_size
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
+
+from .processes import own_part
 
 # Far more than there are epochs, each of which adds one to the seed of Accelerate's sampler.
 _OTHER_SEED = 2**31
@@ -266,8 +267,7 @@ def own_vectors(model: torch.nn.Module) -> list[torch.Tensor]:
         # Under DeepSpeed ZeRO-3 a parameter is empty, and knows its shape and its shard.
         whole: Any = parameter
         if len(getattr(whole, "ds_shape", whole.shape)) == 1:
-            data = getattr(whole, "ds_tensor", whole).detach()
-            vectors.append(data.to_local() if isinstance(data, DTensor) else data)
+            vectors.append(own_part(getattr(whole, "ds_tensor", whole)))
     return vectors
 
 

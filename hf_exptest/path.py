@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from .processes import own_part
+
 
 class PathMeter:
     """
@@ -38,7 +40,7 @@ class PathMeter:
             None
             if share == 1.0
             else torch.randint(p.numel(), (math.ceil(share * p.numel()),), generator=generator).to(p.device)
-            for p in map(_local, self._parameters)
+            for p in map(own_part, self._parameters)
         ]
         self.reset()
 
@@ -110,18 +112,12 @@ class PathMeter:
     def _sample(self) -> list[torch.Tensor]:
         values = [
             p.flatten() if index is None else p.flatten()[index]
-            for p, index in zip(map(_local, self._parameters), self._indices, strict=True)
+            for p, index in zip(map(own_part, self._parameters), self._indices, strict=True)
         ]
         by_device: dict[torch.device, list[torch.Tensor]] = {}
         for value in values:
             by_device.setdefault(value.device, []).append(value.float())
         return [torch.cat(group) for group in by_device.values()]
-
-
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """The part of a parameter that this process holds: all of it, unless it is a sharded `DTensor`."""
-    data = parameter.detach()
-    return data.to_local() if isinstance(data, DTensor) else data
 
 
 def _squared_distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:

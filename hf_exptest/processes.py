@@ -1,7 +1,10 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What several processes share: the mean of their losses, and one decision. Every function here is collective."""
+"""
+What several processes share: the mean of their losses, and one decision. Every function here is collective, but for
+`own_part`, which tells what is not shared.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor, without its history: all of it, or its shard of a `DTensor`."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def mean_over_processes(values: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:

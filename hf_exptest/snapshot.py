@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from .internals import DeepSpeedState, running_iterators
 from .places import Places
+from .processes import own_part
 
 logger = logging.get_logger(__name__)
 
@@ -218,7 +218,7 @@ class _Tensors:
 
     def different(self) -> list[str]:
         """Names of copied tensors that differ from their copies, bit by bit."""
-        return [copied.name for copied in self._copied if not _is_same(_local(copied.tensor), copied.saved)]
+        return [copied.name for copied in self._copied if not _is_same(own_part(copied.tensor), copied.saved)]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -226,21 +226,16 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that is in this process: its shard, if it is a `DTensor`."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _saved(tensor: torch.Tensor) -> torch.Tensor:
-    return _local(tensor).detach().to("cpu", copy=True)
+    return own_part(tensor).to("cpu", copy=True)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
-    return _local(tensor).nbytes
+    return own_part(tensor).nbytes
 
 
 def _put_back(tensor: torch.Tensor, saved: torch.Tensor) -> None:
-    here = _local(tensor).detach()
+    here = own_part(tensor)
     if here.shape != saved.shape or here.dtype != saved.dtype:
         # Resized meanwhile, as observers of quantisation-aware training are by their first batch.
         tensor.data = saved.to(here.device, copy=True)
@@ -272,7 +267,7 @@ def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
 
     Not its version: DDP writes every buffer anew in each forward pass, with the values that it has.
     """
-    here = _local(tensor).detach()
+    here = own_part(tensor)
     if not here.is_contiguous():
         here = torch.empty(0, dtype=here.dtype, device=here.device).set_(here.untyped_storage())
     words = here.reshape(-1).view(_INTEGERS.get(here.element_size(), torch.int64))

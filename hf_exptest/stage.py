@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -32,7 +31,7 @@ from .internals import (
     read_batches,
 )
 from .path import PathMeter
-from .processes import fewest_over_processes, mean_over_processes
+from .processes import fewest_over_processes, mean_over_processes, own_part
 from .scheduler import reference_group, set_learning_rates
 from .search import MAX_STEPS
 from .snapshot import Snapshot
@@ -324,8 +323,7 @@ def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def _fingerprint(model: torch.nn.Module) -> list[float]:
     """Sums that tell whether gradients are the same, as far as they are in this process; one copy to the host."""
-    here = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()]
-    gradients = [gradient.detach().float() for gradient in here if gradient is not None]
+    gradients = [own_part(p.grad).float() for p in model.parameters() if p.grad is not None]
     sums = [x for gradient in gradients for x in (gradient.sum(), gradient.square().sum())]
     return [float(x) for x in torch.stack([x.to(sums[0].device) for x in sums]).tolist()] if sums else []
 
