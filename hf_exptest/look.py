@@ -69,9 +69,12 @@ class Looks:
         with self._or_given_rate():
             bound, num_steps = first_update_bound(self._trainer)
             if self._config.search:
-                seconds = time.monotonic() - began
-                scheduler.bound = {"upper_bound": bound, "num_steps": num_steps, "seconds": seconds}
-                scheduler.bound["from_scratch"] = is_from_scratch(self._trainer)
+                scheduler.bound = {
+                    "upper_bound": bound,
+                    "num_steps": num_steps,
+                    "seconds": time.monotonic() - began,
+                    "from_scratch": is_from_scratch(self._trainer),
+                }
                 scheduler.start(float(f"{START_SHARE * bound:.2g}"), detect=False, reason=BELOW_BOUND)
             else:
                 scheduler.start(bound, detect=True, reason="first_update_bound")
@@ -97,12 +100,11 @@ class Looks:
     def _look(self, bound: dict[str, Any] | None) -> None:
         """One look, the first if it has a bound below which the run began."""
         scheduler = self._scheduler
-        budget = max(self._steps_left, _FEWEST_STEPS)
         found = look(
             self._trainer,
             self._config,
             scheduler.learning_rate,
-            budget,
+            self._budget,
             is_start=bound is not None,
             # A checkpoint of 0.1 does not say.
             from_scratch=scheduler.bound is not None and scheduler.bound.get("from_scratch", False),
@@ -126,6 +128,11 @@ class Looks:
                 f" there are equal to it, and {found.learning_rate:.2g} is the lowest; whether the model is still"
                 " good is for an evaluation to say."
             )
+
+    @property
+    def _budget(self) -> int:
+        """Optimizer steps for the next look, also where the least that says anything is more than are left."""
+        return max(self._steps_left, _FEWEST_STEPS)
 
     @property
     def _steps_left(self) -> int:

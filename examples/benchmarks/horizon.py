@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
 from hf_exptest.look import Looks
-from hf_exptest.search import FIRST_POWERS, MIN_STEPS, SPACING, horizon_power, read_trials, trial_steps, walk
+from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, trial_steps, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .run import BF16_TASKS, BUDGETS, Row, append_row
@@ -64,7 +64,7 @@ class _AllTrials(Looks):
         if not self._scheduler.wants_look:
             return
         start, from_scratch = self._scheduler.learning_rate, self._scheduler.bound["from_scratch"]
-        budget = max(self._steps_left, 3 * MIN_STEPS)
+        budget = self._budget
         length = trial_steps(budget)
         with open_stage(self._trainer, length + NUM_EVAL_BATCHES) as stage:
             trials = [stage.trial(start * SPACING**power, length) for power in POWERS]
