@@ -20,8 +20,8 @@ import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from statistics import mean
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,24 +146,13 @@ def mean_ranks(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: 
     return dict(zip(methods, np.mean(places, axis=0).tolist(), strict=True))
 
 
-def values(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[int], name: str) -> list[Any]:
-    """One entry of all rows of `methods`, without those that lack it."""
-    entries = [rows[task, method, seed][name] for method in methods for seed in seeds]
-    return [entry for entry in entries if entry is not None]
-
-
 def extra_memory(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
     """Mean peak memory over that of the grid's runs, in MB."""
     memory, grid = (
-        mean(values(rows, task, names, seeds, "peak_memory")) for names in ([method], with_grid(["grid"], task))
+        mean(rows[task, name, seed]["peak_memory"] for name in names for seed in seeds)
+        for names in ([method], with_grid(["grid"], task))
     )
     return (memory - grid) / 1e6
-
-
-def step_time_ratio(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
-    """Median time of a step over that of the grid's runs; NaN if all of the budget went into a search."""
-    times, grid = (values(rows, task, names, seeds, "step_seconds") for names in ([method], with_grid(["grid"], task)))
-    return median(times) / median(grid) if times and grid else math.nan
 
 
 def search_share(rows: Rows, task: str, method: str, seeds: Sequence[int]) -> float:
@@ -186,10 +175,9 @@ def task_table(rows: Rows, task: str, methods: Sequence[str], seeds: Sequence[in
                 " ".join(f"{row['peak_learning_rate']:.2g}" for row in group),
                 f"{search_share(rows, task, name, seeds):.0f}",
                 signed(extra_memory(rows, task, name, seeds), 0),
-                f"{step_time_ratio(rows, task, name, seeds):.2f}",
             ]
         )
-    return markdown(["method", *header, "extra memory, MB", "step time / grid"], lines)
+    return markdown(["method", *header, "extra memory, MB"], lines)
 
 
 def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> str:
@@ -208,8 +196,6 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
             mean(function(rows, t, name, seeds) for t, name in names.items())
             for function in (extra_memory, search_share)
         )
-        ratios = [step_time_ratio(rows, t, name, seeds) for t, name in names.items()]
-        logs = [math.log(ratio) for ratio in ratios if not math.isnan(ratio)]
         is_compared = ours is not None and method != "exptest"
         lines.append(
             [
@@ -220,13 +206,12 @@ def summary_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seed
                 f"{(ours < table.mean(1)).sum()} of {len(tasks)}" if is_compared else "",
                 f"{search:.0f}",
                 signed(memory, 0),
-                f"{math.exp(mean(logs)) if logs else math.nan:.2f}",
             ]
         )
     header = ["method", "mean regret, % [95 %]", "worst regret, %"]
     header += [f"mean rank of {len(free)}"] if ranks else []
     header += ["exptest better on", "search, % of steps"]
-    return markdown([*header, "extra memory, MB", "step time / grid"], lines)
+    return markdown([*header, "extra memory, MB"], lines)
 
 
 def kind_table(rows: Rows, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> str:
