@@ -51,7 +51,7 @@ LOOKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no second warm-up": ({}, {"controller._RISE_SHARE": 0}),
     "half the steps": ({"search_budget": 0.075}, {"search._SHORT_RUN_STEPS": 60}),
     "twice the steps": ({"search_budget": 0.3}, {"search._SHORT_RUN_STEPS": 240, "search._SHORT_RUN_SHARE": 0.8}),
-    "vertex, not moved": ({}, {"search._HORIZON": (0.0, 0.0, 0.0, 0.0)}),
+    "vertex, not moved": ({}, {"search._HORIZON": (0.0, 0.0, 0.0)}),
 }
 # The rate of the warm-up, in place of a share of the bound: that of the grid which is best on the seed, over so much.
 STARTS = {"start at the best": 1} | {f"start {times} times below the best": times for times in (3, 10, 30, 100)}
