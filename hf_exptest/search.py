@@ -35,9 +35,9 @@ _TRIALS_IN_BUDGET = 3
 # A short run may spend so much, since fewer steps say nothing.
 _SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
 # The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
-# falls with the share of the loss that the trial removes, and what it is in fine-tuning. See "The horizon" in
-# examples/benchmarks/README.md.
-_HORIZON = 0.2, 0.8, -0.3
+# falls with the root of the share of the loss that the trial removes, and what it is in fine-tuning. See "The horizon"
+# in examples/benchmarks/README.md.
+_HORIZON = 0.4, 0.8, -0.3
 # Where the best trial moves weights that were trained before by less than this share of their size, they were good to
 # begin with: it is 1 to 4 % in fine-tuning as a whole, more than all of it with LoRA.
 _LITTLE_MOVEMENT = 0.05
@@ -274,12 +274,12 @@ def horizon_power(rule: tuple[float, float, float | None], share: float, is_fine
     The power of the length by which the best rate of a trial goes over to a longer run.
 
     Args:
-        rule (`tuple`): where the power begins, how it falls with `share`, and what it is in fine-tuning (`None`: as
-            elsewhere).
+        rule (`tuple`): where the power begins, how it falls with the root of `share`, and what it is in fine-tuning
+            (`None`: as elsewhere).
         share, is_fine_tuning: as [`read_trials`] gives them.
     """
     start, by_share, fine_tuning = rule
-    return fine_tuning if is_fine_tuning and fine_tuning is not None else start - by_share * share
+    return fine_tuning if is_fine_tuning and fine_tuning is not None else start - by_share * math.sqrt(share)
 
 
 def read_trials(

@@ -40,14 +40,14 @@ from .tables import markdown
 from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
 
 POWERS = range(6)
-# Constants of a rule: where the power begins, and how it falls with the share of the loss that the best trial removes;
+# Constants of a rule: where the power begins, and how it falls with the root of the share that the best trial removes;
 # and the power where the best trial hardly moves weights that were trained before, if there is another.
 Rule = tuple[float, float, float | None]
-_BY_SHARE = (0.0, 0.1, 0.2, 0.3), (0.3, 0.6, 0.8, 1.0, 1.2)
+_BY_SHARE = (0.2, 0.3, 0.4, 0.5, 0.6), (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 CANDIDATES: dict[str, list[Rule]] = {
     "vertex, not moved": [(0.0, 0.0, None)],
     "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (None,))),
-    "by the share removed": list(itertools.product(*_BY_SHARE, (None,))),
+    "by the root of the share removed": list(itertools.product(*_BY_SHARE, (None,))),
     "the same, fine-tuning by itself": list(itertools.product(*_BY_SHARE, (-0.1, -0.2, -0.3, -0.4, -0.5))),
 }
 
