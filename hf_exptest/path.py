@@ -64,6 +64,11 @@ class PathMeter:
         """
         return [*self._pending, _squared_distance(self._last, self._start)]
 
+    def distance_and_size(self) -> list[torch.Tensor]:
+        """Squares of how far the present parameters are from the start, and of its size; as `partial_sums`."""
+        nothing = [torch.zeros_like(x) for x in self._start]
+        return [_squared_distance(self._sample(), self._start), _squared_distance(self._start, nothing)]
+
     def take(self, sums: Sequence[float]) -> None:
         """Take back what `partial_sums` gave, as numbers, and after reduction where there are several processes."""
         self._length += sum(math.sqrt(x) for x in sums[:-1])

@@ -30,6 +30,7 @@ from .internals import (
     quiet,
     read_batches,
 )
+from .path import PathMeter
 from .processes import fewest_over_processes, mean_over_processes, own_part
 from .scheduler import reference_group, set_learning_rates
 from .search import MAX_STEPS
@@ -133,6 +134,7 @@ class Stage:
         self._ratios = _group_ratios(self._optimizer)
         self._callbacks = callbacks
         self._progress = progress
+        self._path = PathMeter(p for group in self._optimizer.param_groups for p in group["params"])
         self.num_steps = 0
         batches = _cache_batches(trainer, num_batches)
         num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
@@ -192,10 +194,11 @@ class Stage:
             num_high = num_high + 1 if self._is_high(curve[-1], curve[0]) else 0
             if num_high >= _PATIENCE or not math.isfinite(curve[-1]):
                 return self._diverged(learning_rate, num_steps, curve)
-        ends = self._evaluate(self._eval_batches)
+        *ends, distance, size = self._reduce([*self._losses(self._eval_batches), *self._path.distance_and_size()])
         if not np.all(np.isfinite(ends)):
             return self._diverged(learning_rate, num_steps, curve)
-        return Trial(learning_rate, num_steps, curve, ends)
+        movement = distance / size if size > 0 else math.nan
+        return Trial(learning_rate, num_steps, curve, ends, math.sqrt(movement) if math.isfinite(movement) else None)
 
     def _diverged(self, learning_rate: float, num_steps: int, curve: list[float]) -> Trial:
         return Trial(learning_rate, num_steps, curve, [math.inf] * len(self._eval_batches))

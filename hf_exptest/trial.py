@@ -20,6 +20,8 @@ class Trial:
         num_steps (`int`): length of the trial in optimizer steps.
         curve (`list[float]`): loss of each step that was made; all trials of a look see the same batches.
         end_losses (`list[float]`): loss after the trial on each held-out batch; infinite if it diverged.
+        movement (`float`, *optional*): how far the trial has moved what is trained, over the size of that (Euclidean
+            norms, of a sample); `None` if it diverged, or where no process sees weights.
 
     Example:
 
@@ -33,6 +35,7 @@ class Trial:
     num_steps: int
     curve: list[float]
     end_losses: list[float]
+    movement: float | None = None
 
     @property
     def end_loss(self) -> float:

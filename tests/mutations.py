@@ -237,11 +237,18 @@ MUTANTS = [
         "tests/test_search.py -k rounding_raises",
     ),
     (
-        "weights that were trained before get no higher rate for a longer run",
+        "a model that hardly moves is being fine-tuned",
         "search.py",
-        "power if from_scratch else min(power, highest)",
-        "power",
-        "tests/test_search.py -k trained_before",
+        "_LITTLE_MOVEMENT = 0.05",
+        "_LITTLE_MOVEMENT = 0.0",
+        "tests/test_search.py -k hardly",
+    ),
+    (
+        "new weights that hardly move are not being fine-tuned",
+        "search.py",
+        "is_fine_tuning = not from_scratch and ",
+        "is_fine_tuning = ",
+        "tests/test_search.py -k hardly",
     ),
     (
         "a later look lowers by a third at most",

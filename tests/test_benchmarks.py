@@ -476,6 +476,9 @@ def test_a_recorded_look_is_read_as_the_product_reads_it(tmp_path):
     assert (row["task"], row["step"]) == ("digits", 6)
     assert [length for length, *_ in row["trials"]] == [14] * len(horizon.POWERS)
     rates = [rate / row["start"] for _, rate, *_ in row["trials"]]
+    movements = [movement for *_, ends, movement in row["trials"] if ends is not None]
+    assert 0.05 < movements[0] < 0.1 < movements[1]
+    assert movements == sorted(movements)
     assert rates == pytest.approx([3.0**power for power in horizon.POWERS])
     # A grid that is best at 0.03, and loses as much at a third of it as at three times it.
     grids = {("digits", 60): {0.01: 0.8, 0.03: 0.9, 0.09: 0.8}}
@@ -483,7 +486,7 @@ def test_a_recorded_look_is_read_as_the_product_reads_it(tmp_path):
     assert horizon.regret(grids["digits", 60], 1.0, True) == pytest.approx(100 * 0.1 / 0.9)
     assert horizon.regret(grids["digits", 60], 0.03, True) == pytest.approx(0)
     of = horizon.regrets([row], grids)
-    near, far = (of((power, 0.0, 0.0))["digits", 60] for power in (0.0, -10.0))
+    near, far = (of((power, 0.0, 0.0, None))["digits", 60] for power in (0.0, -10.0))
     # Far below the grid only its edge is known.
     assert far == pytest.approx(100 * 0.1 / 0.9)
     assert 0 <= near <= far

@@ -56,6 +56,18 @@ def test_sample_estimates_the_ratio_of_a_large_model():
     assert stored <= 2 * 10_003
 
 
+def test_distance_and_size_are_those_of_the_parameters():
+    parameters = make_parameters((3, 4), (5,))
+    for _ in walk(parameters, 2):
+        start = torch.cat([p.detach().flatten() for p in parameters])
+    meter = PathMeter(parameters)
+    for _ in walk(parameters, 7):
+        now = torch.cat([p.detach().flatten() for p in parameters])
+    expected = [float((now - start).square().sum()), float(start.square().sum())]
+    assert [float(x) for x in meter.distance_and_size()] == pytest.approx(expected)
+    assert min(expected) > 0
+
+
 def test_shards_add_up_to_the_whole():
     parameters = make_parameters((6, 4), (5,), (3,))
     whole, *shards = [PathMeter(part) for part in (parameters, parameters[:1], parameters[1:], [])]

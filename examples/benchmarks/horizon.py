@@ -40,15 +40,15 @@ from .tables import markdown
 from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
 
 POWERS = range(6)
-# Constants of a rule: where the power begins, how it falls with the root of the share of the loss that the best trial
-# removes, and the highest that it is for weights that were trained before.
-Rule = tuple[float, float, float]
+# Constants of a rule: where the power begins, and how it falls with the root of the share that the best trial removes;
+# and the power where the best trial hardly moves weights that were trained before, if there is another.
+Rule = tuple[float, float, float | None]
 _BY_SHARE = (0.2, 0.3, 0.4, 0.5, 0.6), (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 CANDIDATES: dict[str, list[Rule]] = {
-    "vertex, not moved": [(0.0, 0.0, math.inf)],
-    "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (math.inf,))),
-    "by the root of the share removed": list(itertools.product(*_BY_SHARE, (math.inf,))),
-    "the same, not upwards in fine-tuning": list(itertools.product(*_BY_SHARE, (0.0,))),
+    "vertex, not moved": [(0.0, 0.0, None)],
+    "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (None,))),
+    "by the root of the share removed": list(itertools.product(*_BY_SHARE, (None,))),
+    "the same, fine-tuning by itself": list(itertools.product(*_BY_SHARE, (-0.1, -0.2, -0.3, -0.4, -0.5))),
 }
 
 
@@ -73,7 +73,7 @@ class _AllTrials(Looks):
             "start": start,
             "from_scratch": from_scratch,
             "untouched": untouched,
-            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses) for trial in trials],
+            "trials": [(trial.num_steps, trial.learning_rate, trial.end_losses, trial.movement) for trial in trials],
         }
         self._trainer.control.should_training_stop = True
 
@@ -93,7 +93,8 @@ def record(task: str, seed: int, num_steps: int, data: Path) -> Row:
         make_trainer(task, data, seed, num_steps, folder, [recorder], bf16=task in BF16_TASKS).train()
     row = {"task": task, "seed": seed, "num_steps": num_steps, **recorder.recorded.row}
     row["trials"] = [
-        [length, rate, ends if all(map(math.isfinite, ends)) else None] for length, rate, ends in row["trials"]
+        [length, rate, ends if all(map(math.isfinite, ends)) else None, movement]
+        for length, rate, ends, movement in row["trials"]
     ]
     return row
 
@@ -123,14 +124,14 @@ class Replay:
     def __init__(self, row: Row) -> None:
         self.untouched: list[float] = row["untouched"]
         self.num_steps = 0
-        self._ends = {_power(rate, row): ends for _, rate, ends in row["trials"]}
+        self._ends = {_power(rate, row): end for _, rate, *end in row["trials"]}
         self._row = row
 
     def trial(self, learning_rate: float, num_steps: int) -> Trial:
-        ends = self._ends.get(_power(learning_rate, self._row))
+        ends, movement = self._ends.get(_power(learning_rate, self._row), (None, None))
         # Where one diverges, it ends early.
         self.num_steps += num_steps if ends else num_steps // 4
-        return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched))
+        return Trial(learning_rate, num_steps, [], ends or [math.inf] * len(self.untouched), movement)
 
 
 def _power(learning_rate: float, row: Row) -> int:
@@ -146,13 +147,13 @@ def regrets(
         length = row["trials"][0][0]
         trials = walk(Replay(row), row["start"], length, row["budget"], FIRST_POWERS)
         times = (row["num_steps"] - row["step"]) / length
-        reading = read_trials(trials, row["untouched"], 0.05)
-        cases.append(((row["task"], row["num_steps"]), times, *reading, row["from_scratch"]))
+        reading = read_trials(trials, row["untouched"], 0.05, row["from_scratch"])
+        cases.append(((row["task"], row["num_steps"]), times, *reading))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for key, times, centre, share, from_scratch in cases:
-            rate = centre * times ** horizon_power(rule, share, from_scratch)
+        for key, times, centre, *reading in cases:
+            rate = centre * times ** horizon_power(rule, *reading)
             found[key].append(regret(grids[key], rate, IS_HIGHER_BETTER[key[0]]))
         return {key: mean(values) for key, values in found.items()}
 
@@ -176,7 +177,7 @@ def table(looks: Sequence[Row], grids: Mapping[tuple[str, int], Mapping[float, f
         lines.append(
             [
                 name,
-                " ".join(f"{x:g}" for x in best if math.isfinite(x)),
+                " ".join(f"{x:g}" for x in best if x is not None),
                 f"{mean(values):.2f}",
                 f"{max(values):.2f}",
                 f"{mean(left_out):.2f}",
