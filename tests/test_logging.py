@@ -141,7 +141,7 @@ def test_nothing_but_the_rate_is_printed_where_silence_is_wanted(tmp_path, capfd
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     began, looked, tested = callback.history
-    assert (began["test"], looked["decision"], tested["decision"]) == ("below_bound", "raise", "continue")
+    assert (began["test"], looked["decision"], tested["decision"]) == ("below_bound", "raise", "undecided")
     # One line each: where training starts, and the rate that a later run can start from.
     printed = [f"ExpTest: {line}" for line in descriptions(callback.history)[:2]]
     assert printed[0] == f"ExpTest: starts with learning rate {began['learning_rate']:.2g} (below bound)"
