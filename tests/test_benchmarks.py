@@ -486,7 +486,7 @@ def test_a_recorded_look_is_read_as_the_product_reads_it(tmp_path):
     assert horizon.regret(grids["digits", 60], 1.0, True) == pytest.approx(100 * 0.1 / 0.9)
     assert horizon.regret(grids["digits", 60], 0.03, True) == pytest.approx(0)
     of = horizon.regrets([row], grids)
-    near, far = (of((power, 0.0, 0.0, None))["digits", 60] for power in (0.0, -10.0))
+    near, far = (of((power, 0.0, None))["digits", 60] for power in (0.0, -10.0))
     # Far below the grid only its edge is known.
     assert far == pytest.approx(100 * 0.1 / 0.9)
     assert 0 <= near <= far
