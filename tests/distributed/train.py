@@ -93,7 +93,7 @@ def diverge(folder):
 
     def compute(model, inputs, *args, **kwargs):
         loss = compute_loss(model, inputs, *args, **kwargs)
-        is_far = max(p.detach().abs().max() for p in model.parameters()) > 1.2
+        is_far = max(p.detach().abs().max() for p in model.parameters()) > 1.25
         return loss * float("nan") if is_far and int(os.environ["RANK"]) == 1 else loss
 
     trainer.compute_loss = compute
