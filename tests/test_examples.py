@@ -149,7 +149,7 @@ def test_image_classification(tmp_path, run):
     before, after = numbers(r"Accuracy on 360 held-out images: (.*)% before training, (.*)% after\.", output)
     # Half of the steps of the example, so the rate found is too low to end as well.
     assert before < 25
-    assert after > 40
+    assert after > 30
     assert ViTForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
 
 

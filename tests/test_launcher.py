@@ -262,9 +262,9 @@ def test_the_finder_finds_what_the_function_finds_and_trains_nothing(tmp_path, f
 
 def test_the_finder_takes_the_settings_of_the_arguments(tmp_path, finder):
     finder()
-    assert ends(flagged(tmp_path, exptest_alpha=0.02, exptest_learning_rate=0.5)) == 0
+    assert ends(flagged(tmp_path, exptest_alpha=0.2, exptest_learning_rate=0.5)) == 0
     config = Report.load(tmp_path).config
-    assert (config.alpha, config.learning_rate) == (0.02, None)
+    assert (config.alpha, config.learning_rate) == (0.2, None)
 
 
 def test_a_finder_that_found_nothing_ends_with_an_error(tmp_path, finder, capsys):

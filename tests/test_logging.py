@@ -5,25 +5,33 @@ import contextlib
 import json
 import sqlite3
 import struct
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import make_trainer
 from transformers import PrinterCallback
 
 from hf_exptest import ExpTestCallback
+from hf_exptest.loss_signal import LossSignal
 from hf_exptest.report import descriptions
 
 KEYS = ("loss", "learning_rate", "exptest_phase", "exptest_decays", "exptest_p_value", "exptest_window")
-# Two windows of thirty steps, from step 20 to 80; in the first the loss still falls, in the second it rises.
+# Two windows of thirty steps, from step 20 to 80.
 TWO_WINDOWS = {"learning_rate": 0.1, "warmup": 0.1, "cooldown": 0.6, "window": 0.15, "alpha": 0.2}
 STEPS = 200
 
 
 def train(path, **overrides):
+    """What ExpTest sees falls until step 50, and then rises, whatever batches this release of torch draws."""
     callback = ExpTestCallback(**TWO_WINDOWS)
     trainer = make_trainer(path, [callback], max_steps=STEPS, per_device_train_batch_size=32, **overrides)
-    trainer.train()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(STEPS)
+    losses = torch.tensor(2.0 + 0.02 * np.abs(np.arange(STEPS) - 50) + noise)
+    with mock.patch.object(LossSignal, "take", side_effect=losses):
+        trainer.train()
     assert [(entry["step"], entry["decision"]) for entry in callback.history] == [(50, "continue"), (80, "decay")]
     return callback, trainer
 
