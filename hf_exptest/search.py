@@ -170,7 +170,7 @@ def search(
         rate = centre * horizon
         if not is_start and trials[-1].end_loss < np.mean(stage.untouched):
             # In a few steps, a lower rate always brings a noisy loss down, as the cool-down does anyway; so a look
-            # lowers no further at a time than TUNE.
+            # goes down one step at a time, as TUNE does.
             rate = max(rate, learning_rate / SPACING)
         # No search knows more than two digits; the rest would only differ with the number of processes.
         rate = float(f"{rate:.2g}")
