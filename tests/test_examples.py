@@ -145,11 +145,11 @@ def test_causal_lm_lora_makes_a_model_and_reads_pythons_manual(monkeypatch):
 
 
 def test_image_classification(tmp_path, run):
-    output = run("image_classification", "--output_dir", tmp_path / "out", "--max_steps", 150)
+    output = run("image_classification", "--output_dir", tmp_path / "out", "--max_steps", 200)
     before, after = numbers(r"Accuracy on 360 held-out images: (.*)% before training, (.*)% after\.", output)
-    # Half of the steps of the example, so the rate found is too low to end as well.
+    # Two fifths of the steps of the example, so the rate found is too low to end as well.
     assert before < 25
-    assert after > 30
+    assert after > 40
     assert ViTForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
 
 

@@ -35,9 +35,10 @@ from hf_exptest.look import Looks
 from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, trial_steps, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
+from .lengths import rows_by_length
 from .run import BF16_TASKS, BUDGETS, Row, append_row
 from .tables import markdown
-from .tasks import CPU_TASKS, IS_HIGHER_BETTER, NUM_STEPS, make_trainer
+from .tasks import CPU_TASKS, IS_HIGHER_BETTER, make_trainer
 
 POWERS = range(6)
 # Constants of a rule: where the power begins, and how it falls with the root of the share that the best trial removes;
@@ -102,10 +103,9 @@ def record(task: str, seed: int, num_steps: int, data: Path) -> Row:
 def read_grids(paths: Sequence[Path]) -> dict[tuple[str, int], dict[float, float]]:
     """Mean metric by task and number of steps, and by rate; those that diverged count as nothing."""
     metrics: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
+    for key, row in rows_by_length(paths):
         if row["method"].startswith("grid ") and math.isfinite(row["metric"]):
-            budget = row.get("budget", NUM_STEPS.get(row["task"]))
-            metrics[row["task"], budget][float(row["method"].split()[1])].append(row["metric"])
+            metrics[key][float(row["method"].split()[1])].append(row["metric"])
     return {key: {rate: mean(values) for rate, values in rates.items()} for key, rates in metrics.items()}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -25,11 +26,16 @@ from .tasks import NUM_STEPS
 Runs = dict[tuple[str, int], dict[str, dict[int, Row]]]
 
 
-def read_runs(paths: list[Path]) -> Runs:
+def rows_by_length(paths: Sequence[Path]) -> Iterator[tuple[tuple[str, int], Row]]:
+    """Each row of the files, with its task and number of steps, which `ablation.py` does not write."""
+    for row in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
+        yield (row["task"], row.get("budget", NUM_STEPS.get(row["task"]))), row
+
+
+def read_runs(paths: Sequence[Path]) -> Runs:
     """Runs by task and number of steps, then by method and seed; of the same run, the first."""
     runs: Runs = defaultdict(lambda: defaultdict(dict))
-    for row in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
-        key = row["task"], row.get("budget", NUM_STEPS.get(row["task"]))
+    for key, row in rows_by_length(paths):
         runs[key][row["method"]].setdefault(row["seed"], row)
     return runs
 
