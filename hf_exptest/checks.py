@@ -73,12 +73,15 @@ def _check_override(cls: type[Trainer]) -> None:
     owner = next(base for base in cls.__mro__ if "create_scheduler" in vars(base))
     if owner.__module__.partition(".")[0] == "transformers":
         return
-    message = f"{owner.__name__}.create_scheduler makes a scheduler, which sets the learning rate as ExpTest does"
+    name = f"{owner.__name__}.create_scheduler"
     if {"super", "create_scheduler"} <= set(inspect.unwrap(vars(owner)["create_scheduler"]).__code__.co_names):
-        # As frameworks do for schedules that are asked for by options of theirs.
-        logger.warning(f"{message}; it is not called. Drop ExpTestCallback to use it.")
+        # As frameworks do for schedules that are asked for by options of theirs, which most users do not ask for.
+        logger.warning(f"ExpTest sets the learning rate, so that {name} is not called.")
     else:
-        raise ValueError(f"{message}; remove it or drop ExpTestCallback.")
+        raise ValueError(
+            f"{name} makes a scheduler, which sets the learning rate as ExpTest does; remove it or drop"
+            " ExpTestCallback."
+        )
 
 
 def is_preference_trainer(trainer: Trainer) -> bool:

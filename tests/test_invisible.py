@@ -207,8 +207,7 @@ def test_a_scheduler_of_a_subclass_is_refused_and_an_optional_one_is_told(tmp_pa
         make(OwnSchedule)
     with caplog.at_level("WARNING", logger="hf_exptest"):
         make(OptionalSchedule)
-    assert "OptionalSchedule.create_scheduler makes a scheduler" in caplog.text
-    assert "it is not called" in caplog.text
+    assert "ExpTest sets the learning rate, so that OptionalSchedule.create_scheduler is not called." in caplog.text
 
 
 def warnings_of(caplog):
