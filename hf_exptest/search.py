@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import scipy.stats
@@ -51,6 +51,26 @@ class Stage(Protocol):
 
     def trial(self, learning_rate: float, num_steps: int) -> Trial:
         """Try a rate over so many steps."""
+
+
+class Reading(NamedTuple):
+    """
+    What the trials of a look say.
+
+    The best rate goes over to a longer run upwards where the trials have learnt little, as with language models from
+    scratch, and downwards where they have learnt most, or the weights were good to begin with.
+
+    Attributes:
+        vertex (`float`): the best rate for a run as long as they are.
+        highest (`float`): above it, a rate may only have had luck; infinite where no luck is needed.
+        share (`float`): share of the loss that the best trial removes, between 0 and 1.
+        is_fine_tuning (`bool`): whether the weights were good to begin with: trained before, and hardly moved.
+    """
+
+    vertex: float
+    highest: float
+    share: float
+    is_fine_tuning: bool
 
 
 @dataclass(frozen=True)
@@ -164,10 +184,8 @@ def search(
     p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
-        centre, share, is_fine_tuning = read_trials(trials, stage.untouched, config.alpha, from_scratch)
-        power = horizon_power(_HORIZON, share, is_fine_tuning)
-        horizon = max(1.0, (num_training_steps - step) / length) ** power
-        rate = centre * horizon
+        reading = read_trials(trials, stage.untouched, config.alpha, from_scratch)
+        rate = carried_over(reading, max(1.0, (num_training_steps - step) / length), _HORIZON)
         if not is_start and trials[-1].end_loss < np.mean(stage.untouched):
             # In a few steps, a lower rate always brings a noisy loss down, as the cool-down does anyway; so a look
             # goes down one step at a time, as TUNE does.
@@ -251,10 +269,10 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(x[place] - slope / (2 * curvature)))
 
 
-def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], alpha: float) -> float:
+def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], alpha: float) -> tuple[float, float]:
     """
-    The vertex of the parabola; but no further up than the middle between the best rate and the lowest one of those
-    next to it that do not end significantly higher.
+    The vertex of the parabola, and the middle between the best rate and the lowest one of those next to it that do not
+    end significantly higher, above which a rate may only have had luck.
     """
     # A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit.
     ceiling = float(np.mean(untouched))
@@ -265,8 +283,17 @@ def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], al
             if paired_p_value(best.end_losses, trial.end_losses) < alpha:
                 break
             lowest = trial.learning_rate
-    top = math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
-    return min(top, vertex([trial.learning_rate for trial in trials], ends))
+    highest = math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
+    return vertex([trial.learning_rate for trial in trials], ends), highest
+
+
+def carried_over(reading: Reading, times: float, rule: tuple[float, float, float | None]) -> float:
+    """The rate for a run that is `times` longer than the trials; `rule` as for [`horizon_power`]."""
+    horizon: float = times ** horizon_power(rule, reading.share, reading.is_fine_tuning)
+    if reading.is_fine_tuning:
+        # High rates look too good in short trials: the horizon lowers them for that, and `highest` need not again.
+        return min(reading.vertex * horizon, reading.highest)
+    return min(reading.vertex, reading.highest) * horizon
 
 
 def horizon_power(rule: tuple[float, float, float | None], share: float, is_fine_tuning: bool) -> float:
@@ -282,23 +309,14 @@ def horizon_power(rule: tuple[float, float, float | None], share: float, is_fine
     return fine_tuning if is_fine_tuning and fine_tuning is not None else start - by_share * math.sqrt(share)
 
 
-def read_trials(
-    trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float, from_scratch: bool
-) -> tuple[float, float, bool]:
-    """
-    What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one.
-
-    The best rate goes over to a longer run upwards where the trials have learnt little, as with language models from
-    scratch, and downwards where they have learnt most, or the weights were good to begin with.
-
-    Returns:
-        `tuple[float, float, bool]`: the best rate for as many steps; the share of the loss that the best trial
-        removes, between 0 and 1; and whether the weights were good to begin with: trained before, and hardly moved.
-    """
+def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float, from_scratch: bool) -> Reading:
+    """What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one."""
     loss = float(np.mean(untouched))
     best = best_power(trials, untouched)
     share = (loss - trials[best].end_loss) / loss if loss > 0 else 0.0
-    centre = _centre(list(trials.values()), trials[best], untouched, alpha)
     movement = trials[best].movement
-    is_fine_tuning = not from_scratch and movement is not None and movement < _LITTLE_MOVEMENT
-    return centre, min(1.0, max(0.0, share)), is_fine_tuning
+    return Reading(
+        *_centre(list(trials.values()), trials[best], untouched, alpha),
+        share=min(1.0, max(0.0, share)),
+        is_fine_tuning=not from_scratch and movement is not None and movement < _LITTLE_MOVEMENT,
+    )

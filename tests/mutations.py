@@ -55,6 +55,13 @@ MUTANTS = [
         "tests/test_scheduler.py -k resume",
     ),
     (
+        "in fine-tuning, a rate that may have had luck is lowered once",
+        "search.py",
+        "    if reading.is_fine_tuning:\n",
+        "    if False:\n",
+        "tests/test_search.py -k luck",
+    ),
+    (
         "an error in the search restores the model",
         "snapshot.py",
         "        self.reset()\n        if self._engine",

@@ -561,6 +561,22 @@ def test_a_longer_run_of_a_model_that_hardly_moves_gets_a_lower_rate():
     assert found(0.02, from_scratch=True) == found(0.2)
 
 
+def test_in_fine_tuning_a_rate_that_may_have_had_luck_is_lowered_once():
+    def found(longer, from_scratch=False):
+        # With so much noise, no rate ends significantly higher than the best, which is 9e-3, but the untouched model.
+        stage = Table(parabola(9e-3, curvature=0.02), noise=0.2, movement=lambda rate: 0.02)
+        found = look(stage, budget=2000, is_start=True, longer=longer, from_scratch=from_scratch)
+        assert [trial.learning_rate for trial in found.trials] == pytest.approx([3e-3, 9e-3, 2.7e-2])
+        return found.learning_rate
+
+    between = float(f"{np.sqrt(3e-3 * 9e-3):.2g}")
+    assert found(longer=1) == found(longer=2) == between
+    assert found(longer=20) == pytest.approx(9e-3 * 20**-0.3, rel=0.1)
+    # Elsewhere the horizon comes on top.
+    assert found(longer=1, from_scratch=True) == between
+    assert found(longer=2, from_scratch=True) < 0.95 * between
+
+
 def new_bert():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     return BertForSequenceClassification(BertConfig(vocab_size=32, **sizes))

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
 from hf_exptest.look import Looks
-from hf_exptest.search import FIRST_POWERS, SPACING, horizon_power, read_trials, trial_steps, walk
+from hf_exptest.search import FIRST_POWERS, SPACING, carried_over, read_trials, trial_steps, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .lengths import rows_by_length
@@ -148,12 +148,12 @@ def regrets(
         trials = walk(Replay(row), row["start"], length, row["budget"], FIRST_POWERS)
         times = (row["num_steps"] - row["step"]) / length
         reading = read_trials(trials, row["untouched"], 0.05, row["from_scratch"])
-        cases.append(((row["task"], row["num_steps"]), times, *reading))
+        cases.append(((row["task"], row["num_steps"]), times, reading))
 
     def of(rule: Rule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for key, times, centre, *reading in cases:
-            rate = centre * times ** horizon_power(rule, *reading)
+        for key, times, reading in cases:
+            rate = carried_over(reading, times, rule)
             found[key].append(regret(grids[key], rate, IS_HIGHER_BETTER[key[0]]))
         return {key: mean(values) for key, values in found.items()}
 
