@@ -69,11 +69,11 @@ MUTANTS = [
         "tests/test_search_faults.py -k training_goes_on",
     ),
     (
-        "attributes and items come back",
+        "attributes and items come back before each trial",
         "snapshot.py",
         "        self.places.restore()\n        self._tensors",
         "        self._tensors",
-        "tests/test_put_back.py -k counters",
+        "tests/test_put_back.py -k same_counters",
     ),
     (
         "new attributes go",
@@ -253,8 +253,8 @@ MUTANTS = [
     (
         "new weights that hardly move are not being fine-tuned",
         "search.py",
-        "is_fine_tuning = not from_scratch and ",
-        "is_fine_tuning = ",
+        "is_fine_tuning=not from_scratch and ",
+        "is_fine_tuning=",
         "tests/test_search.py -k hardly",
     ),
     (

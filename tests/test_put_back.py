@@ -428,6 +428,16 @@ def test_find_learning_rate_leaves_no_trace(tmp_path, case):
         assert_same_weights(weights(one), weights(other))
 
 
+def test_every_trial_begins_with_the_same_counters(tmp_path):
+    trainer, _ = CASES["counters"](tmp_path, [])
+    trainer.create_optimizer()
+    trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    with open_stage(trainer, num_batches=12) as stage:
+        first, second = stage.trial(1e-2, 5), stage.trial(1e-2, 5)
+    assert first.curve == second.curve
+    assert first.end_losses == second.end_losses
+
+
 def test_objects_stay_the_same_objects(tmp_path):
     model = Buffers()
     trainer = make_trainer(tmp_path, [], model=model)
