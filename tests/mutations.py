@@ -316,9 +316,9 @@ MUTANTS = [
     (
         "of rates that end equally, a look goes to the lower ones",
         "search.py",
-        "    return min(top, vertex(",
-        "    return min(math.inf, vertex(",
-        "tests/test_search.py -k equally",
+        "    return min(reading.vertex, reading.highest) * horizon",
+        "    return reading.vertex * horizon",
+        "tests/test_search.py -k luck",
     ),
     (
         "a diverged trial bends no parabola without limit",
