@@ -35,9 +35,10 @@ _TRIALS_IN_BUDGET = 3
 # A short run may spend so much, since fewer steps say nothing.
 _SHORT_RUN_SHARE, _SHORT_RUN_STEPS = 0.4, 120
 # The power of the length by which the best rate of a trial goes over to the rest of the run: where it begins, how it
-# falls with the root of the share of the loss that the trial removes, and what it is in fine-tuning. See "The horizon"
-# in examples/benchmarks/README.md.
-_HORIZON = 0.4, 0.8, -0.3
+# falls with the root of the share of the loss that the trial removes, and what it is in fine-tuning (`None`: the
+# same). See "The horizon" in examples/benchmarks/README.md.
+HorizonRule = tuple[float, float, float | None]
+_HORIZON: HorizonRule = 0.4, 0.8, -0.3
 # Where the best trial moves weights that were trained before by less than this share of their size, they were good to
 # begin with: it is 1 to 4 % in fine-tuning as a whole, more than all of it with LoRA.
 _LITTLE_MOVEMENT = 0.05
@@ -228,9 +229,17 @@ def walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tupl
 def best_power(trials: Mapping[int, Trial], untouched: Sequence[float]) -> int:
     """The trial with the lowest loss at the end; of equals, and of all that do not help, that with the lowest rate."""
     powers = sorted(trials)
-    ceiling = float(np.mean(untouched))
-    ends = levelled([min(trials[power].end_loss, ceiling) for power in powers], ceiling)
+    ends = _levelled_ends([trials[power] for power in powers], untouched)
     return powers[ends.index(min(ends))]
+
+
+def _levelled_ends(trials: Sequence[Trial], untouched: Sequence[float]) -> list[float]:
+    """
+    Losses at the ends, as they are compared: next to no difference is none, and a trial that diverged counts as one
+    that learnt nothing, so that it cannot bend a parabola without limit.
+    """
+    ceiling = float(np.mean(untouched))
+    return levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)
 
 
 def paired_p_value(losses: Sequence[float], others: Sequence[float]) -> float:
@@ -269,54 +278,50 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(x[place] - slope / (2 * curvature)))
 
 
-def _centre(trials: Sequence[Trial], best: Trial, untouched: Sequence[float], alpha: float) -> tuple[float, float]:
-    """
-    The vertex of the parabola, and the middle between the best rate and the lowest one of those next to it that do not
-    end significantly higher, above which a rate may only have had luck.
-    """
-    # A diverged trial counts as one that learnt nothing, so that it cannot bend the parabola without limit.
-    ceiling = float(np.mean(untouched))
-    ends = levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)
+def _highest_rate(trials: Sequence[Trial], best: Trial, alpha: float) -> float:
+    """The middle between the best rate and the lowest one of those next to it that do not end significantly higher."""
     lowest = best.learning_rate
     for trial in sorted(trials, key=lambda trial: -trial.learning_rate):
         if trial.learning_rate < lowest:
             if paired_p_value(best.end_losses, trial.end_losses) < alpha:
                 break
             lowest = trial.learning_rate
-    highest = math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
-    return vertex([trial.learning_rate for trial in trials], ends), highest
+    return math.inf if lowest == best.learning_rate else math.sqrt(lowest * best.learning_rate)
 
 
-def carried_over(reading: Reading, times: float, rule: tuple[float, float, float | None]) -> float:
+def carried_over(reading: Reading, times: float, rule: HorizonRule) -> float:
     """The rate for a run that is `times` longer than the trials; `rule` as for [`horizon_power`]."""
-    horizon: float = times ** horizon_power(rule, reading.share, reading.is_fine_tuning)
+    horizon: float = times ** horizon_power(rule, reading)
     if reading.is_fine_tuning:
         # High rates look too good in short trials: the horizon lowers them for that, and `highest` need not again.
         return min(reading.vertex * horizon, reading.highest)
     return min(reading.vertex, reading.highest) * horizon
 
 
-def horizon_power(rule: tuple[float, float, float | None], share: float, is_fine_tuning: bool) -> float:
+def horizon_power(rule: HorizonRule, reading: Reading) -> float:
     """
     The power of the length by which the best rate of a trial goes over to a longer run.
 
     Args:
-        rule (`tuple`): where the power begins, how it falls with the root of `share`, and what it is in fine-tuning
-            (`None`: as elsewhere).
-        share, is_fine_tuning: as [`read_trials`] gives them.
+        rule (`tuple`): where the power begins, how it falls with the root of `reading.share`, and what it is in
+            fine-tuning (`None`: the same).
+        reading ([`Reading`]): of the trials.
     """
     start, by_share, fine_tuning = rule
-    return fine_tuning if is_fine_tuning and fine_tuning is not None else start - by_share * math.sqrt(share)
+    if reading.is_fine_tuning and fine_tuning is not None:
+        return fine_tuning
+    return start - by_share * math.sqrt(reading.share)
 
 
 def read_trials(trials: Mapping[int, Trial], untouched: Sequence[float], alpha: float, from_scratch: bool) -> Reading:
     """What trials, by their power of the spacing, say of a run that is as long as they are, and of a longer one."""
+    tried = list(trials.values())
+    best = trials[best_power(trials, untouched)]
     loss = float(np.mean(untouched))
-    best = best_power(trials, untouched)
-    share = (loss - trials[best].end_loss) / loss if loss > 0 else 0.0
-    movement = trials[best].movement
+    share = (loss - best.end_loss) / loss if loss > 0 else 0.0
     return Reading(
-        *_centre(list(trials.values()), trials[best], untouched, alpha),
+        vertex=vertex([trial.learning_rate for trial in tried], _levelled_ends(tried, untouched)),
+        highest=_highest_rate(tried, best, alpha),
         share=min(1.0, max(0.0, share)),
-        is_fine_tuning=not from_scratch and movement is not None and movement < _LITTLE_MOVEMENT,
+        is_fine_tuning=not from_scratch and best.movement is not None and best.movement < _LITTLE_MOVEMENT,
     )

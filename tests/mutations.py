@@ -318,13 +318,13 @@ MUTANTS = [
         "search.py",
         "    return min(reading.vertex, reading.highest) * horizon",
         "    return reading.vertex * horizon",
-        "tests/test_search.py -k luck",
+        "tests/test_search.py -k equally",
     ),
     (
         "a diverged trial bends no parabola without limit",
         "search.py",
-        "    ends = levelled([min(trial.end_loss, ceiling) for trial in trials], ceiling)\n",
-        "    ends = levelled([min(trial.end_loss, 1e9) for trial in trials], ceiling)\n",
+        "vertex([trial.learning_rate for trial in tried], _levelled_ends(tried, untouched))",
+        "vertex([trial.learning_rate for trial in tried], [min(trial.end_loss, 1e9) for trial in tried])",
         "tests/test_search.py -k learnt_nothing",
     ),
     (

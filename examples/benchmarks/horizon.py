@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Trial
 from hf_exptest.look import Looks
-from hf_exptest.search import FIRST_POWERS, SPACING, carried_over, read_trials, trial_steps, walk
+from hf_exptest.search import FIRST_POWERS, SPACING, HorizonRule, carried_over, read_trials, trial_steps, walk
 from hf_exptest.stage import NUM_EVAL_BATCHES, open_stage
 
 from .lengths import rows_by_length
@@ -41,11 +41,9 @@ from .tables import markdown
 from .tasks import CPU_TASKS, IS_HIGHER_BETTER, make_trainer
 
 POWERS = range(6)
-# Constants of a rule: where the power begins, and how it falls with the root of the share that the best trial removes;
-# and the power where the best trial hardly moves weights that were trained before, if there is another.
-Rule = tuple[float, float, float | None]
+# Constants of a rule, as `hf_exptest.search.horizon_power` has them.
 _BY_SHARE = (0.2, 0.3, 0.4, 0.5, 0.6), (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
-CANDIDATES: dict[str, list[Rule]] = {
+CANDIDATES: dict[str, list[HorizonRule]] = {
     "vertex, not moved": [(0.0, 0.0, None)],
     "a power of the length": list(itertools.product((-0.3, -0.2, -0.1, 0.0, 0.1, 0.2), (0.0,), (None,))),
     "by the root of the share removed": list(itertools.product(*_BY_SHARE, (None,))),
@@ -140,7 +138,7 @@ def _power(learning_rate: float, row: Row) -> int:
 
 def regrets(
     looks: Sequence[Row], grids: Mapping[tuple[str, int], Mapping[float, float]]
-) -> Callable[[Rule], dict[tuple[str, int], float]]:
+) -> Callable[[HorizonRule], dict[tuple[str, int], float]]:
     """A function that gives the mean regret of a rule by task and length of the run."""
     cases = []
     for row in looks:
@@ -150,7 +148,7 @@ def regrets(
         reading = read_trials(trials, row["untouched"], 0.05, row["from_scratch"])
         cases.append(((row["task"], row["num_steps"]), times, reading))
 
-    def of(rule: Rule) -> dict[tuple[str, int], float]:
+    def of(rule: HorizonRule) -> dict[tuple[str, int], float]:
         found: dict[tuple[str, int], list[float]] = defaultdict(list)
         for key, times, reading in cases:
             rate = carried_over(reading, times, rule)
