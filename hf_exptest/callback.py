@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from .checks import check_trainer
+from .checks import check_trainer, warn_of_replaced
 from .config import ExpTestConfig
 from .internals import (
     adopt_scheduler,
@@ -55,8 +55,8 @@ class ExpTestCallback(TrainerCallback):
     ExpTest looks at other rates: it trains a few steps with each, from the present weights, and goes on with the one
     whose loss on held-out batches is lowest, if the difference is significant. A later test that finds the loss
     standing still asks for another look, as far as its steps allow. Ratios between the rates of parameter groups are
-    kept. `TrainingArguments.learning_rate` is only used where no rate helps, or where there can be no look: a warning
-    says why.
+    kept. `TrainingArguments.learning_rate` is only used where there can be no look, or where it is not the default and
+    no rate of the first look helps: a warning says why.
 
     A look runs the user's code, and puts everything back (see [`Snapshot`]). Nothing that is logged meanwhile is seen.
     Of the other callbacks, those that change gradients in `on_pre_optimizer_step` take part in it. One callback serves
@@ -242,8 +242,10 @@ class ExpTestCallback(TrainerCallback):
             self._go_on_without_state(trainer, scheduler)
         elif scheduler.last_epoch == 0 and self.config.learning_rate is None:
             self._looks.find_start()
-        elif scheduler.last_epoch == 0 and self._reused is not None:
-            self._start_as_before(self._reused, trainer, scheduler)
+        elif scheduler.last_epoch == 0:
+            warn_of_replaced(trainer)
+            if self._reused is not None:
+                self._start_as_before(self._reused, trainer, scheduler)
         self._looks.look_if_due()
         self._signal.clear()
         self._report(state, args)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -91,6 +92,20 @@ def is_preference_trainer(trainer: Trainer) -> bool:
 
 def _is_any(trainer: Trainer, names: set[str]) -> bool:
     return not names.isdisjoint(base.__name__ for base in type(trainer).__mro__)
+
+
+def is_rate_given(args: TrainingArguments, learning_rate: float) -> bool:
+    """Whether somebody chose the rate of the optimizer, rather than leave it at the default of the arguments."""
+    (default,) = (field.default for field in dataclasses.fields(args) if field.name == "learning_rate")
+    return learning_rate != default
+
+
+def warn_of_replaced(trainer: Trainer, but_for: Sequence[str] = ()) -> None:
+    """Say once what the arguments ask for that ExpTest replaces, `but_for` some of it."""
+    replaced = [text for text in replaced_arguments(trainer.args) if text.partition("=")[0] not in but_for]
+    if replaced and trainer.is_world_process_zero():
+        verb = "is" if len(replaced) == 1 else "are"
+        logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
 
 
 def replaced_arguments(args: TrainingArguments) -> list[str]:

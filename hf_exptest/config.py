@@ -21,7 +21,7 @@ class ExpTestConfig:
 
     Args:
         alpha (`float`, *optional*, defaults to 0.05):
-            Significance level of both tests (alpha in the paper), in (0, 1).
+            Significance level of both tests (alpha in the paper), and of those of a look, in (0, 1).
         beta (`float`, *optional*, defaults to 1/3):
             Factor that multiplies the learning rate when a test fails (beta in the paper), in (0, 1).
         learning_rate (`float`, *optional*):

@@ -132,7 +132,6 @@ class ExpTestController:
         self._window: float | None = None
         self._is_corrected = False
         self._num_non_finite = 0
-        # Those of the warm-up; later the first few alone.
         self._first_losses: list[float] = []
         self._rise: tuple[int, float] | None = None
         self.can_look = False
@@ -173,18 +172,11 @@ class ExpTestController:
         self._losses = []
         self._record(test, p_value, decision)
         self._open_window()
-        del self._first_losses[_FIRST_LOSSES:]
 
     def take_over(self, step: int, learning_rate: float) -> None:
         """Continue a run of `step` steps that began without ExpTest, at the rate that it had."""
         self.start(learning_rate, TUNE, "checkpoint")
         self.step = step
-
-    @property
-    def has_learnt(self) -> bool:
-        """Whether the loss has fallen in the warm-up."""
-        losses = _without_spikes(self._first_losses)
-        return len(losses) >= MIN_WINDOW and slope_test(losses, autocorrelation=True).p_value < self.config.alpha
 
     def rate_at(self, step: int) -> float:
         """
@@ -232,7 +224,7 @@ class ExpTestController:
         is_finite = math.isfinite(loss)
         if self._initial_loss is None and is_finite:
             self._initial_loss = loss
-        if is_finite and (self.step < self._start_step or len(self._first_losses) < _FIRST_LOSSES):
+        if is_finite and len(self._first_losses) < _FIRST_LOSSES:
             self._first_losses.append(loss)
         step, self.step = self.step, self.step + 1
         self._num_non_finite = 0 if is_finite else self._num_non_finite + 1
@@ -327,9 +319,8 @@ class ExpTestController:
         """Loss a step: a share of what the steps so far have brought on the average."""
         if not self._first_losses:
             return 0.0
-        first = self._first_losses[:_FIRST_LOSSES]
-        middle = self.step - (len(losses) + len(first)) / 2
-        fall = (float(np.median(first)) - float(np.mean(losses))) / max(1.0, middle)
+        middle = self.step - (len(losses) + len(self._first_losses)) / 2
+        fall = (float(np.median(self._first_losses)) - float(np.mean(losses))) / max(1.0, middle)
         return _USEFUL_SHARE * max(0.0, fall)
 
     def _tested(self) -> list[float]:

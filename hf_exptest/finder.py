@@ -103,7 +103,7 @@ class _FirstLook(Looks):
             raise _Found
 
     @contextlib.contextmanager
-    def _or_given_rate(self) -> Iterator[None]:
+    def _or_other_rate(self) -> Iterator[None]:
         # There is no training that would go on.
         with contextlib.suppress(NothingFound):
             yield

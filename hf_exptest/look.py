@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.utils import logging
 
-from .checks import is_preference_trainer, replaced_arguments
+from .checks import is_preference_trainer, is_rate_given, warn_of_replaced
 from .config import ExpTestConfig
 from .internals import is_out_of_memory, own_vectors
 from .processes import mean_over_processes
@@ -40,6 +40,10 @@ _FRESH_SHARE = 0.3
 
 class NothingFound(Exception):
     """No rate of a look helps."""
+
+    def __init__(self, found: LearningRateSearch) -> None:
+        super().__init__(f"none of {len(found.trials)} trials lowers the loss on held-out batches significantly")
+        self.p_value = found.p_value
 
 
 class Looks:
@@ -66,7 +70,7 @@ class Looks:
         """Set the rate of the first steps: a share of the bound if there will be a look, else the bound itself."""
         scheduler = self._scheduler
         began = time.monotonic()
-        with self._or_given_rate():
+        with self._or_other_rate():
             bound, num_steps = first_update_bound(self._trainer)
             if self._config.search:
                 scheduler.bound = {
@@ -89,7 +93,7 @@ class Looks:
             began = time.monotonic()
             scheduler.flush()
             is_first = scheduler.bound is not None and not scheduler.searches
-            with self._or_given_rate():
+            with self._or_other_rate():
                 self._look(scheduler.bound if is_first else None)
             if is_first:
                 # Only now is it known whether the rate of the arguments is used.
@@ -118,9 +122,8 @@ class Looks:
             )
         self.first = self.first or found
         scheduler.searches.append(search_to_dict(found))
-        # Where trials are too short to tell, the warm-up may have shown that the rate is of use.
-        if not found.is_conclusive and not scheduler.has_learnt:
-            raise NothingFound(f"none of {len(found.trials)} trials lowers the loss on held-out batches significantly")
+        if bound is not None and not found.is_conclusive:
+            raise NothingFound(found)
         scheduler.move(found.learning_rate, "look", found.p_value)
         if found.reaches_zero and is_preference_trainer(self._trainer) and self._trainer.is_world_process_zero():
             logger.warning(
@@ -144,16 +147,22 @@ class Looks:
         return search_steps(self._config, self._trainer.state.max_steps) - spent
 
     @contextlib.contextmanager
-    def _or_given_rate(self) -> Iterator[None]:
-        """Goes on with the rate that the user gave if what is inside finds none."""
+    def _or_other_rate(self) -> Iterator[None]:
+        """
+        Goes on with another rate if what is inside finds none: that of the run where a look has found it, or where the
+        user gave none, else the one that the user gave.
+        """
         trainer, scheduler = self._trainer, self._scheduler
+        p_value = 1.0
         try:
             yield
             return
         except NotRestored:
             raise
-        except (NotSearchable, NothingFound) as error:
+        except NotSearchable as error:
             why = str(error)
+        except NothingFound as error:
+            why, p_value = str(error), error.p_value
         except Exception as error:
             # With several processes, the others would wait for this one.
             if is_out_of_memory(error) or trainer.accelerator.num_processes > 1:
@@ -161,10 +170,10 @@ class Looks:
             why = f"{type(error).__name__}: {error}"
             logger.debug("The error that ended the look:", exc_info=True)
         scheduler.bound = None
-        if scheduler.history and scheduler.history[-1]["decision"] == "look":
-            # An earlier look has found the rate.
-            rate, source = scheduler.learning_rate, "the learning rate"
-            scheduler.move(rate, "look", 1.0)
+        is_found = bool(scheduler.history) and scheduler.history[-1]["decision"] == "look"
+        if is_found or (scheduler.history and not is_rate_given(trainer.args, scheduler.given_rate)):
+            rate, source = scheduler.learning_rate, "the present rate" if is_found else "the starting rate"
+            scheduler.move(rate, "look", p_value)
         else:
             # An optimizer that the user has made may have a rate of its own.
             rate, source, reason = scheduler.given_rate, "the optimizer's own learning rate", "optimizer"
@@ -178,17 +187,13 @@ class Looks:
             logger.warning(
                 f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
                 f" {source}={rate}, unchanged."
+                + (" A learning_rate in TrainingArguments would be used now." if source == "the starting rate" else "")
             )
 
     def _warn_of_replaced(self) -> None:
         """Say what is not as the user may think."""
         is_own = self._scheduler.history[-1]["test"] in ("training_arguments", "optimizer")
-        replaced = [
-            text for text in replaced_arguments(self._trainer.args) if not is_own or "learning_rate=" not in text
-        ]
-        if replaced and self._trainer.is_world_process_zero():
-            verb = "is" if len(replaced) == 1 else "are"
-            logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
+        warn_of_replaced(self._trainer, but_for=("learning_rate",) if is_own else ())
 
 
 def first_update_bound(trainer: Trainer) -> tuple[float, int]:

@@ -67,7 +67,7 @@ def _card_section(report: Report, has_figure: bool) -> str:
         parts += [
             trials_sentence(search),
             "\n".join(f"| {' | '.join(row)} |" for row in table),
-            " ".join(result_sentences(search, report.config.alpha)),
+            " ".join(result_sentences(search)),
         ]
     if report.history:
         parts.append("\n".join(f"- {line}" for line in descriptions(report.history)))

@@ -130,8 +130,7 @@ class Report:
     def _start(self) -> tuple[float, str]:
         if self.is_look_alone:
             search = self.searches[0]
-            is_found = search.is_conclusive and search.p_value < self.config.alpha
-            return search.learning_rate if is_found else math.nan, "search"
+            return search.learning_rate if search.is_conclusive else math.nan, "search"
         starts = [entry for entry in self.history if entry["decision"] == "start"]
         looks = [entry for entry in self.history if entry["test"] == "look"]
         # What was found may be the rate that the run began with.
@@ -181,7 +180,7 @@ class Report:
         Returns:
             `str`: the rate and its source, each look (trials, test, cost), then one line a decision.
         """
-        looks = [line for search in self.searches for line in _search_lines(search, self.config.alpha)]
+        looks = [line for search in self.searches for line in _search_lines(search)]
         decisions = [] if self.is_look_alone else _decision_lines(self.history)
         return "\n".join([start_sentence(self), *looks, *decisions])
 
@@ -364,12 +363,12 @@ def source_in_words(report: Report) -> str:
     return f"{words} ({report.config.reuse})" if is_reused else words
 
 
-def _search_lines(search: LearningRateSearch, alpha: float) -> list[str]:
+def _search_lines(search: LearningRateSearch) -> list[str]:
     return [
         trials_sentence(search),
         "    learning rate   steps   loss on held-out batches",
         *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in trial_rows(search)),
-        *result_sentences(search, alpha),
+        *result_sentences(search),
     ]
 
 
@@ -393,13 +392,12 @@ def trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
     return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
 
 
-def result_sentences(search: LearningRateSearch, alpha: float) -> list[str]:
-    """What the trials led to at the significance level `alpha`, and what they cost."""
+def result_sentences(search: LearningRateSearch) -> list[str]:
+    """What the trials led to, and what they cost."""
     # Nobody has chosen the rate below the bound, so the first look does not compare with it.
     rival = f"the rate until then, {search.previous_rate:.3g}" if search.upper_bound is None else "the untouched model"
     length, left = search.trials[0].num_steps, search.num_training_steps - search.step
-    # The level may be another one since: a rate that was moved was moved on evidence.
-    if search.p_value < alpha or search.learning_rate != search.previous_rate:
+    if search.p_value < search.alpha:
         result = (
             f"The best of them ends lower than {rival} (p = {search.p_value:.2g}); carried over from {length} steps to"
             f" the {left} that were left, it gives {search.learning_rate:.3g}."

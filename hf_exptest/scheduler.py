@@ -156,11 +156,6 @@ class ExpTestScheduler(LRScheduler):
         choices = [entry["test"] for entry in self.history if entry["test"] == "look" or entry["decision"] == "start"]
         return self.history[-1]["decision"] == "look" or (is_warm and choices[-1:] == [BELOW_BOUND])
 
-    @property
-    def has_learnt(self) -> bool:
-        """Whether the loss has fallen in the warm-up."""
-        return self._controller.has_learnt
-
     def allow_looks(self, can_look: bool) -> None:
         """Say whether a failed test may ask for a look."""
         self._controller.can_look = can_look

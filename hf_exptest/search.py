@@ -85,7 +85,7 @@ class LearningRateSearch:
         learning_rate (`float`): the rate from then on; of no worth unless `is_conclusive`.
         p_value (`float`): of the paired one-sided t-test, over the held-out batches, that the best trial ends lower
             than the trial of the previous rate; in the first look, which nobody's choice precedes, lower than the
-            untouched model.
+            untouched model; a trial that ends lowest, but not significantly lower, counts only if none does.
         untouched_losses (`list[float]`): loss of the model as it came, on each held-out batch.
         trials (`list[Trial]`): every trial, by rate.
         num_training_steps (`int`): length of the run that the rate is for.
@@ -93,6 +93,7 @@ class LearningRateSearch:
         seconds (`float`): wall time spent.
         upper_bound (`float` or `None`): the bound along the first update, below which the run began; `None` in a look
             that a test asked for.
+        alpha (`float`): significance level of the tests.
 
     Example:
 
@@ -113,22 +114,18 @@ class LearningRateSearch:
     num_steps: int
     seconds: float = math.nan
     upper_bound: float | None = None
+    alpha: float = 0.05
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether any trial lowers the loss on the held-out batches significantly (5 %)."""
-        return any(paired_p_value(trial.end_losses, self.untouched_losses) < 0.05 for trial in self.trials)
+        """Whether any trial lowers the loss on the held-out batches significantly."""
+        return any(paired_p_value(trial.end_losses, self.untouched_losses) < self.alpha for trial in self.trials)
 
     @property
     def reaches_zero(self) -> bool:
         """Whether a trial brings the loss to nothing, so that it says little about higher rates."""
         lowest = min(abs(trial.end_loss) for trial in self.trials)
         return lowest <= TIE * abs(float(np.mean(self.untouched_losses)))
-
-    @property
-    def rungs(self) -> list[Trial]:
-        """The former name of `trials`."""
-        return self.trials
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the loss at the end of each trial against its rate; returns the axes."""
@@ -181,11 +178,12 @@ def search(
     # A start is too low if anything; a rate whose loss stands still is too high if anything.
     first_powers = FIRST_POWERS if is_start else (0, -1)
     trials = walk(stage, learning_rate, length, budget, first_powers)
-    best = trials[best_power(trials, stage.untouched)]
+    counted = _without_lucky_ones(trials, stage.untouched, config.alpha) if is_start else trials
+    best = counted[best_power(counted, stage.untouched)]
     p_value = paired_p_value(best.end_losses, stage.untouched if is_start else trials[0].end_losses)
     rate = learning_rate
     if p_value < config.alpha:
-        reading = read_trials(trials, stage.untouched, config.alpha, from_scratch)
+        reading = read_trials(counted, stage.untouched, config.alpha, from_scratch)
         rate = carried_over(reading, max(1.0, (num_training_steps - step) / length), _HORIZON)
         if not is_start and trials[-1].end_loss < np.mean(stage.untouched):
             # In a few steps, a lower rate always brings a noisy loss down, as the cool-down does anyway; so a look
@@ -202,6 +200,7 @@ def search(
         trials=[trials[power] for power in sorted(trials)],
         num_training_steps=num_training_steps,
         num_steps=stage.num_steps,
+        alpha=config.alpha,
     )
 
 
@@ -223,6 +222,20 @@ def walk(stage: Stage, rate: float, length: int, budget: int, first_powers: tupl
         if not missing:
             break
         add(missing[0])
+    return trials
+
+
+def _without_lucky_ones(trials: dict[int, Trial], untouched: Sequence[float], alpha: float) -> dict[int, Trial]:
+    """
+    The trials without those that end lowest, but not significantly lower than the untouched model, since they are of
+    use on some batches only; all of them where no trial does.
+    """
+    counted = dict(trials)
+    while counted:
+        best = best_power(counted, untouched)
+        if paired_p_value(counted[best].end_losses, untouched) < alpha:
+            return counted
+        del counted[best]
     return trials
 
 

@@ -239,38 +239,6 @@ def test_one_spike_in_the_first_losses_does_not_make_a_slow_fall_a_useless_one(b
     assert (entry["decision"], entry["learning_rate"]) == ("undecided", 0.3)
 
 
-@pytest.mark.parametrize(
-    ("losses", "has_learnt"),
-    [
-        ([], False),
-        ([3.0, 2.0, 1.0], False),
-        (np.linspace(3, 2, 10), True),
-        (np.linspace(3, 2, 10) + 0.05 * np.random.default_rng(0).standard_normal(10), True),
-        (2 + 0.05 * np.random.default_rng(0).standard_normal(10), False),
-        (np.linspace(2, 3, 10), False),
-        # What comes after the warm-up does not count.
-        (np.concatenate([np.full(10, 3.0), np.linspace(3, 1, 30)]), False),
-        (np.concatenate([np.linspace(3, 2, 10), np.linspace(2, 5, 30)]), True),
-        ([math.nan, *np.linspace(3, 2, 9)], True),
-    ],
-)
-def test_whether_the_loss_has_fallen_in_the_warm_up(losses, has_learnt):
-    controller = tune(losses)
-    assert controller.has_learnt is has_learnt
-    other = ExpTestController(ONE_WINDOW, learning_rate=0.3, num_training_steps=100, phase=TUNE)
-    other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
-    assert other.has_learnt is has_learnt
-
-
-def test_all_of_a_long_warm_up_says_whether_the_loss_has_fallen():
-    config = ExpTestConfig(warmup=0.4, cooldown=0.5)
-    # The fall over the first ten losses would drown in the noise.
-    noise = 0.3 * np.random.default_rng(1).standard_normal(40)
-    assert tune(np.linspace(3, 2, 40) + noise, config).has_learnt
-    assert not tune((np.linspace(3, 2, 40) + noise)[:10], config).has_learnt
-    assert not tune(2 + noise, config).has_learnt
-
-
 def test_the_paper_lowers_the_rate_of_any_loss_that_does_not_clearly_fall():
     for noise in (0.01, 1.0):
         controller = ExpTestController(PAPER, learning_rate=0.3, phase=TUNE)

@@ -226,6 +226,9 @@ def test_arguments_that_are_replaced_are_named_once(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="hf_exptest"):
         make_trainer(tmp_path, [ExpTestCallback(learning_rate=0.01)]).train()
     assert warnings_of(caplog) == []
+    with caplog.at_level("WARNING", logger="hf_exptest"):
+        make_trainer(tmp_path, [ExpTestCallback(learning_rate=0.01)], lr_scheduler_type="cosine").train()
+    assert warnings_of(caplog) == ["ExpTest sets the learning rate, so that lr_scheduler_type='cosine' is not used."]
 
 
 class Noise(nn.Module):

@@ -375,7 +375,10 @@ def test_a_look_alone_has_its_rate_and_no_decisions(tmp_path):
     [
         (INCONCLUSIVE_SEARCH, "The look took 75 steps"),
         # Conclusive at 5 %, but not at the level that the user asked for.
-        (dataclasses.replace(SEARCH, p_value=0.2, learning_rate=0.03), "The look took 75 steps"),
+        (
+            dataclasses.replace(SEARCH, trials=[*3 * [SEARCH.trials[0]], SEARCH.trials[3]], alpha=1e-3),
+            "The look took 75 steps",
+        ),
     ],
 )
 def test_a_look_alone_that_found_nothing_has_no_rate(search, last):

@@ -28,7 +28,7 @@ from toys import (
     outcome,
     weights,
 )
-from transformers import BertConfig, BertForSequenceClassification, Trainer
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import hf_exptest.look
 from hf_exptest import ExpTestCallback, ExpTestConfig, ExpTestController, find_learning_rate
@@ -371,26 +371,28 @@ def test_one_shot_data_falls_back_by_name(tmp_path, caplog):
         find_learning_rate(make_trainer(tmp_path, [], model=language_model(), data=OneShot()))
 
 
-def test_an_inconclusive_look_keeps_a_rate_whose_warm_up_has_lowered_the_loss(tmp_path, monkeypatch, caplog):
-    def found(trainer, config, learning_rate, *args, **kwargs):
-        return dataclasses.replace(INCONCLUSIVE_SEARCH, learning_rate=learning_rate, p_value=0.4)
+def inconclusive(trainer, config, learning_rate, *args, **kwargs):
+    return dataclasses.replace(INCONCLUSIVE_SEARCH, learning_rate=learning_rate, p_value=0.4)
 
-    monkeypatch.setattr("hf_exptest.look.look", found)
-    monkeypatch.setattr(ExpTestController, "has_learnt", True)
+
+def test_an_inconclusive_look_goes_on_with_the_start_where_no_rate_was_given(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_exptest.look.look", inconclusive)
     callback = ExpTestCallback()
-    trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
+    trainer = make_trainer(tmp_path, [callback], learning_rate=TrainingArguments.learning_rate)
     with caplog.at_level("WARNING", logger="hf_exptest"):
         trainer.train()
     assert decisions(callback) == [(0, "below_bound", "start"), (4, "look", "keep")]
-    start = callback.history[0]["learning_rate"]
-    assert logged(trainer, "learning_rate")[3:12] == [start] * 9
-    assert "found no learning rate" not in caplog.text
+    start, kept = callback.history
+    assert (kept["learning_rate"], kept["p_value"]) == (start["learning_rate"], 0.4)
+    assert logged(trainer, "learning_rate")[3:12] == [start["learning_rate"]] * 9
+    assert f"goes on with the starting rate={start['learning_rate']}, unchanged. A learning_rate in" in caplog.text
+    report = callback.report()
+    assert (report.starting_rate, report.rate_source) == (start["learning_rate"], "below_bound")
 
 
 def test_inconclusive_look_falls_back_by_name(tmp_path, monkeypatch, caplog):
     assert not INCONCLUSIVE_SEARCH.is_conclusive
-    monkeypatch.setattr(ExpTestController, "has_learnt", False)
-    monkeypatch.setattr("hf_exptest.look.look", lambda *args, **kwargs: INCONCLUSIVE_SEARCH)
+    monkeypatch.setattr("hf_exptest.look.look", inconclusive)
     callback = ExpTestCallback()
     trainer = make_trainer(tmp_path, [callback], learning_rate=2e-4)
     with caplog.at_level("WARNING", logger="hf_exptest"):
@@ -401,6 +403,22 @@ def test_inconclusive_look_falls_back_by_name(tmp_path, monkeypatch, caplog):
     assert logged(trainer, "learning_rate")[4:12] == [2e-4] * 8
     assert "training goes on with TrainingArguments.learning_rate=0.0002, unchanged" in caplog.text
     assert callback.report().starting_rate == 2e-4
+
+
+def test_a_rate_of_the_users_optimizer_is_one_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_exptest.look.look", inconclusive)
+    callback = ExpTestCallback()
+    model = ToyClassifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    make_trainer(
+        tmp_path,
+        [callback],
+        model=model,
+        trainer_kwargs={"optimizers": (optimizer, None)},
+        learning_rate=TrainingArguments.learning_rate,
+    ).train()
+    assert decisions(callback) == [(0, "below_bound", "start"), (4, "optimizer", "start")]
+    assert callback.learning_rate == 0.02
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
@@ -652,7 +670,7 @@ def test_a_later_look_moves_on_evidence_only(noise):
     strict = look(Table(stage.end, noise=noise), config=ExpTestConfig(alpha=1e-12))
     assert strict.learning_rate == 1e-3
     assert found.is_conclusive
-    assert strict.is_conclusive
+    assert strict.is_conclusive is (noise == 0.02)
 
 
 def test_a_later_look_lowers_by_a_third_at_most_where_that_is_of_use():
@@ -676,6 +694,33 @@ def test_a_start_claims_nothing_for_itself():
     assert later.p_value > 0.05
     assert later.learning_rate == 1e-3
     assert later.is_conclusive
+
+
+class OneBatch(Table):
+    """Rates above 1e-2 are of use on one held-out batch, and do harm on all others."""
+
+    def trial(self, learning_rate, num_steps):
+        trial = super().trial(learning_rate, num_steps)
+        if learning_rate < 1e-2:
+            return trial
+        harm = [self.untouched[0] - 3.0, *np.add(self.untouched[1:], 0.1)]
+        return dataclasses.replace(trial, end_losses=harm)
+
+
+def test_a_first_look_does_not_trust_a_trial_that_is_of_use_on_one_batch_alone():
+    stage = OneBatch(lambda rate: 2.0 - 0.02 * np.log(rate / 1e-3), untouched=2.0, noise=0.001)
+    found = look(stage, is_start=True)
+    low, lower, lucky = sorted(found.trials, key=lambda trial: -trial.end_loss)
+    assert lucky.learning_rate > 1e-2 > lower.learning_rate > low.learning_rate
+    assert paired_p_value(lucky.end_losses, stage.untouched) > 0.05
+    # What is best of those that all batches gain by.
+    assert found.p_value == paired_p_value(lower.end_losses, stage.untouched) < 0.05
+    assert found.is_conclusive
+    assert found.learning_rate == 9e-3
+    # A later one goes on with a rate unless another is clearly better.
+    kept = look(OneBatch(lambda rate: 2.0 - 0.02 * np.log(rate / 1e-3), untouched=2.0, noise=0.001), 9e-3)
+    assert max(trial.learning_rate for trial in kept.trials) > 1e-2
+    assert (kept.learning_rate, kept.p_value > 0.05, kept.is_conclusive) == (9e-3, True, True)
 
 
 # From the second start three rates end equally, and that which ends lowest by chance has one of them on either side.
