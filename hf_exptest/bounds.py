@@ -183,7 +183,7 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
         distance that raises it by no more than one percent.
 
     Raises:
-        `ValueError`: if the loss rises by more at every distance.
+        `ValueError`: if the loss rises by more at every distance, or is not finite at none.
     """
 
     def loss(distance: float) -> float:
@@ -191,6 +191,8 @@ def ray_bound(loss_along: Callable[[float], float]) -> float:
         return value if math.isfinite(value) else math.inf
 
     start = loss(0.0)
+    if not math.isfinite(start):
+        raise ValueError("The loss is not finite before any step.")
     # The weights of half-precision models make losses rise and fall by rounding alone: less than this is no rise.
     ceiling = start + 0.01 * abs(start)
     tried: dict[float, float] = {}

@@ -105,6 +105,7 @@ class ExpTestCallback(TrainerCallback):
         self._scheduler: ExpTestScheduler | None = None
         self._looks: Looks | None = None
         self._num_reported = 0
+        self._sees_losses = False
 
     @classmethod
     def from_args(cls, args: ExpTestArgumentsMixin) -> ExpTestCallback:
@@ -203,6 +204,8 @@ class ExpTestCallback(TrainerCallback):
         if not self._is_in(trainer):
             return create_scheduler(num_training_steps, optimizer)
         if trainer.lr_scheduler is not None and optimizer is None:
+            # It may have come since the callback was connected.
+            check_trainer(trainer)
             return trainer.lr_scheduler
         chosen = trainer.optimizer if optimizer is None else optimizer
         assert chosen is not None
@@ -215,6 +218,11 @@ class ExpTestCallback(TrainerCallback):
         return self._scheduler
 
     def _connected(self) -> tuple[Trainer, ExpTestScheduler]:
+        if self._trainer is not None and self._scheduler is None:
+            raise RuntimeError(
+                "The Trainer did not ask ExpTest for its learning-rate scheduler: create_scheduler was replaced after"
+                " ExpTestCallback was connected. Leave it as it is, or drop ExpTestCallback."
+            )
         if self._trainer is None or self._scheduler is None:
             raise RuntimeError(
                 "ExpTestCallback is not connected to the Trainer. Give it to the constructor, Trainer(...,"
@@ -237,6 +245,7 @@ class ExpTestCallback(TrainerCallback):
             self._trainer = None
         trainer, scheduler = self._connected()
         self._num_reported = 0
+        self._sees_losses = False
         self._looks = self._new_looks(trainer, scheduler)
         if scheduler.last_epoch == 0 and state.global_step > 0:
             self._go_on_without_state(trainer, scheduler)
@@ -306,12 +315,19 @@ class ExpTestCallback(TrainerCallback):
     ) -> None:
         loss = self._signal.take()
         if loss is not None:
+            self._sees_losses = True
             self._connected()[1].observe(loss)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         trainer, scheduler = self._connected()
+        if not self._sees_losses:
+            raise RuntimeError(
+                "ExpTest saw no loss in the first step, so it cannot set the learning rate: a training loop of one's"
+                " own does not call Trainer.training_step, or that was replaced after ExpTestCallback was connected."
+                " Add the callback and call callback.set_trainer(trainer) after that, or drop ExpTestCallback."
+            )
         installed: Any = trainer.lr_scheduler
         # With an optimizer in its config, DeepSpeed steps the scheduler inside backward, before the loss is observed.
         if installed is not scheduler and not trainer.accelerator.optimizer_step_was_skipped:

@@ -40,8 +40,8 @@ def check_trainer(trainer: Trainer) -> None:
     """Raise a `ValueError` for a set-up in which ExpTest cannot set the learning rate; warn where it is doubtful."""
     if has_own_scheduler(trainer):
         raise ValueError(
-            f"optimizers=(..., {type(trainer.lr_scheduler).__name__}) sets the learning rate as ExpTest does; pass"
-            " optimizers=(optimizer, None) or drop ExpTestCallback."
+            f"The Trainer has a scheduler, {type(trainer.lr_scheduler).__name__}, which sets the learning rate as"
+            " ExpTest does; pass optimizers=(optimizer, None), or drop ExpTestCallback."
         )
     _check_override(type(trainer))
     if trainer.args.optim in _REFUSED_OPTIMIZERS:

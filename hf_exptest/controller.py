@@ -24,7 +24,7 @@ _MIN_TUNE_WINDOW = 30
 # An upper bound is meant to be lowered, so DETECT asks after a quarter of a window; each decay then lengthens it.
 _DETECT_SHARE = 0.25
 # One loss that is not finite may be a batch without labels or a step that a gradient scaler skips; two are divergence.
-_DIVERGED_AFTER = 2
+DIVERGED_AFTER = 2
 # TUNE lowers a rate only if the loss clearly falls by less than this share of what a step has brought so far.
 _USEFUL_SHARE = 0.1
 # The loss at the start is the median of so many, since one of them may be anything.
@@ -228,10 +228,10 @@ class ExpTestController:
             self._first_losses.append(loss)
         step, self.step = self.step, self.step + 1
         self._num_non_finite = 0 if is_finite else self._num_non_finite + 1
-        if self._num_non_finite == _DIVERGED_AFTER:
+        if self._num_non_finite == DIVERGED_AFTER:
             # Waiting for the end of the window cannot change the verdict.
             return self._decide(is_diverged=True)
-        if self._num_non_finite > _DIVERGED_AFTER:
+        if self._num_non_finite > DIVERGED_AFTER:
             # More of them say no more: the weights are lost, whatever the rate, until somebody puts them back.
             return self.step == self._start_step
         if not self._start_step <= step < self._end_step:

@@ -148,6 +148,9 @@ def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any
         loader = trainer.get_train_dataloader()
     finally:
         trainer.args.seed -= _OTHER_SEED // 2
+    if running_iterators(loader):
+        # The user's own, which is made once, and the run is reading from it.
+        loader = _unused(loader)
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
     if isinstance(sampler, SeedableRandomSampler):
         sampler.initial_seed += _OTHER_SEED
@@ -164,6 +167,16 @@ def read_batches(trainer: Trainer, num_batches: int) -> Generator[tuple[list[Any
         del loader, iterator
         # Workers end with their iterator, which refers to itself.
         gc.collect()
+
+
+def _unused(loader: Any) -> Any:
+    """The same loader, without the iterator and the workers that it has."""
+    unused = copy.copy(loader)
+    if isinstance(getattr(loader, "base_dataloader", None), DataLoader):
+        unused.base_dataloader = copy.copy(loader.base_dataloader)
+    for part in _parts(unused):
+        part._iterator = None
+    return unused
 
 
 def _forget(trainer: Trainer, loader: Any) -> None:

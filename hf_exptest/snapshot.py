@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from .internals import DeepSpeedState, running_iterators
+from .internals import DeepSpeedState, gradient_callbacks, running_iterators
 from .places import Places
 from .processes import own_part
 
@@ -124,7 +124,12 @@ class Snapshot:
         set_random_states(self._random)
 
     def check(self) -> None:
-        """Raise [`NotRestored`] if something has changed that was not copied."""
+        """Raise [`NotRestored`] if something was not put back, or has changed that was not copied."""
+        if self.places.failed:
+            raise NotRestored(
+                f"The search could not put {_listed(self.places.failed)} back, of the user's own objects; weights and"
+                " optimizer are as they were. Give the rate: ExpTestCallback(learning_rate=...)."
+            )
         changed = self._tensors.changed()
         if changed:
             raise NotRestored(
@@ -144,20 +149,22 @@ def _places(trainer: Trainer, callbacks: Sequence[TrainerCallback], whole: bool)
         for tensor in (*engine.parameters(), *(p for group in engine.optimizer.param_groups for p in group["params"])):
             places.skip(tensor)
     places.skip(trainer)
-    places.skip(trainer.eval_dataset)
     for iterator in running_iterators(trainer.callback_handler.train_dataloader):
         places.skip(iterator)
     places.add("model", trainer.model)
     data = trainer.train_dataset, trainer.data_collator, trainer.callback_handler.train_dataloader
     for name, source in zip(("train_dataset", "data_collator", "train_dataloader"), data, strict=True):
         places.add(name, source, is_data=True)
+    # Only now, since it may be that of the training, or hold it.
+    places.skip(trainer.eval_dataset)
     if whole:
         places.add("optimizer", getattr(trainer.optimizer, "optimizer", trainer.optimizer))
         # Accelerate's wrapper has counters of its own.
         places.add_attributes("accelerated_optimizer", trainer.optimizer)
     for owner in (trainer, trainer.state, trainer.control):
         places.add_attributes(type(owner).__name__, owner)
-    for callback in callbacks:
+    # The others are not called. Their threads go on meanwhile, and what these have done must stay done.
+    for callback in gradient_callbacks(callbacks):
         places.add(type(callback).__name__, callback)
     return places
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from .bounds import ray_bound
+from .controller import DIVERGED_AFTER
 from .internals import (
     backward_context,
     call_before_step,
@@ -77,9 +79,13 @@ def open_stage(trainer: Trainer, num_batches: int, progress: Any = None) -> Iter
     with quiet(trainer) as callbacks:
         snapshot = Snapshot(trainer, callbacks)
         reason = _why_not_searchable(trainer, snapshot)
+        # What cannot be put back now cannot be later. And asking a data set for iterators may have moved it.
+        snapshot.places.restore()
+        failed = snapshot.places.failed
+        snapshot.places.close()
+        if reason is None and failed:
+            reason = f"{failed[0]} cannot be put back"
         if reason is not None:
-            # Asking a data set for iterators may have moved it.
-            snapshot.places.restore()
             raise NotSearchable(reason)
         with snapshot:
             yield Stage(trainer, snapshot, num_batches, GradientCallbacks(trainer, callbacks), progress)
@@ -139,8 +145,11 @@ class Stage:
         batches = _cache_batches(trainer, num_batches)
         num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
         self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
-        self._in_training_mode, self._with_grad = self._first_that_works()
-        self.untouched = self._evaluate(self._eval_batches)
+        losses = self._first_losses()
+        # A batch without labels has no loss, whatever the weights.
+        has_loss = [math.isfinite(loss) for loss in losses] if np.isfinite(losses).any() else [True] * num_eval
+        self._eval_batches = list(itertools.compress(self._eval_batches, has_loss))
+        self.untouched = list(itertools.compress(losses, has_loss))
 
     def bound(self) -> float:
         """
@@ -151,15 +160,16 @@ class Stage:
         """
         losses = self._evaluate(self._train_batches)
         # A batch without a loss can only get one, so it says nothing of where it would be lowest.
-        order = sorted(range(len(losses)), key=lambda place: losses[place] == 0)
-        for place in order[:_MAX_IDLE_BATCHES]:
+        order = [place for place in range(len(losses)) if math.isfinite(losses[place])]
+        order.sort(key=lambda place: losses[place] == 0)
+        for number, place in enumerate(order[:_MAX_IDLE_BATCHES], start=1):
             batch = self._train_batches[place]
             if self._loss_after_a_step(1.0, batch) != self._loss_after_a_step(0.0, batch):
                 # A search that has to end with an error ends soon.
                 self._snapshot.check()
                 bound = ray_bound(lambda rate, batch=batch: self._loss_after_a_step(rate, batch))  # type: ignore[misc]
                 # One batch may bear fifty times the rate of another; a second one says which it is.
-                other = self._train_batches[(place + 1) % len(self._train_batches)]
+                other = self._train_batches[order[number % len(order)]]
                 bound = min(
                     (bound, bound / 3, bound / 10, bound / 30),
                     key=lambda rate: (self._loss_after_a_step(rate, other), rate),
@@ -184,7 +194,7 @@ class Stage:
             self._progress.set_postfix_str(f"learning rate {learning_rate:.2g}")
         self._snapshot.reset()
         curve: list[float] = []
-        num_high = 0
+        num_high = num_not_finite = 0
         for step in range(num_steps):
             self._set_rate(learning_rate * trial_factor(step, num_steps))
             curve.append(self._step(self._train_batches[step % len(self._train_batches)]))
@@ -192,7 +202,8 @@ class Stage:
                 self._progress.update()
             # The first loss is that of the untouched model, as training sees it: with dropout.
             num_high = num_high + 1 if self._is_high(curve[-1], curve[0]) else 0
-            if num_high >= _PATIENCE or not math.isfinite(curve[-1]):
+            num_not_finite = 0 if math.isfinite(curve[-1]) else num_not_finite + 1
+            if num_high >= _PATIENCE or num_not_finite >= DIVERGED_AFTER:
                 return self._diverged(learning_rate, num_steps, curve)
         *ends, distance, size = self._reduce([*self._losses(self._eval_batches), *self._path.distance_and_size()])
         if not np.all(np.isfinite(ends)):
@@ -205,6 +216,7 @@ class Stage:
 
     def _is_high(self, loss: float, first: float) -> bool:
         """Whether a loss is above the untouched model's by as much as they are, and by far more than they vary."""
+        first = first if math.isfinite(first) else self.untouched[0]
         size, spread = float(np.mean(np.abs([*self.untouched, first]))), float(np.std(self.untouched))
         return loss - max(float(np.mean(self.untouched)), first) > max(size, 4 * spread)
 
@@ -227,25 +239,27 @@ class Stage:
         self._model.zero_grad()
         return self._reduce([torch.stack([loss.detach().float() for loss in losses]).sum()])[0]
 
-    def _first_that_works(self) -> tuple[bool, bool]:
+    def _first_losses(self) -> list[float]:
         """
-        Whether the model has to be in training mode for its loss, as detection models have, and whether gradients have
-        to be on, as for losses that contain some.
+        Global loss on each held-out batch. Finds out whether the model has to be in training mode for it, as detection
+        models have, and whether gradients have to be on, as for losses that contain some.
         """
         for mode in ((False, False), (False, True), (True, False)):
             self._in_training_mode, self._with_grad = mode
-            has_failed = False
+            losses: list[torch.Tensor] = []
             try:
-                self._losses(self._eval_batches[:1])
+                losses = self._losses(self._eval_batches)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                has_failed = True
+            # Some models have NaN, or a zero, in the place of a loss that they only compute in training.
+            has_loss = any(math.isfinite(loss) and loss != 0 for loss in map(float, losses))
             # All processes go the same way, also where one alone has failed.
-            if fewest_over_processes(int(not has_failed), self._trainer.accelerator) == 1:
-                return mode
+            if fewest_over_processes(int(has_loss), self._trainer.accelerator) == 1:
+                return self._reduce(losses)
         # As in a training step.
-        return True, True
+        self._in_training_mode = self._with_grad = True
+        return self._evaluate(self._eval_batches)
 
     def _evaluate(self, batches: Sequence[Batch]) -> list[float]:
         """Global loss of the present weights on each batch, without dropout where there is a loss without it."""

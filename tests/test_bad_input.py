@@ -150,7 +150,7 @@ CALLS = {
     "a scheduler of one's own": (
         lambda p: with_optimizer(p, torch.optim.AdamW, lambda o: get_linear_schedule_with_warmup(o, 1, 10)),
         ValueError,
-        r"LambdaLR\) sets the learning rate as ExpTest does; pass optimizers=\(optimizer, None\)",
+        r"has a scheduler, LambdaLR, which sets the learning rate .*; pass optimizers=\(optimizer, None\)",
     ),
     "schedule-free optimizer": (
         lambda p: with_optimizer(p, lambda q: ScheduleFree(q, lr=0.1)),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -299,3 +300,48 @@ def test_paper_preset_starts_from_the_bound_and_detects(tmp_path):
     assert callback.history[0]["test"] == "first_update_bound"
     assert callback.history[1]["test"] == "exponential_decay"
     assert logged(trainer, "learning_rate")[0] == callback.history[0]["learning_rate"]
+
+
+def test_a_step_without_a_loss_is_an_error(tmp_path):
+    def step(self, model, inputs, num_items_in_batch=None):
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    trainer = make_trainer(tmp_path, [ExpTestCallback()])
+    trainer.training_step = types.MethodType(step, trainer)
+    with pytest.raises(RuntimeError, match=r"saw no loss in the first step.*Trainer\.training_step"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    # Connected after that, it is seen.
+    callback = ExpTestCallback()
+    other = make_trainer(tmp_path, [])
+    other.training_step = types.MethodType(step, other)
+    other.add_callback(callback)
+    callback.set_trainer(other)
+    other.train()
+    assert decisions(callback)[1][1:] == ("look", "raise")
+
+
+def test_a_scheduler_that_comes_later_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, [ExpTestCallback()])
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 10)
+    with pytest.raises(
+        ValueError, match="The Trainer has a scheduler, StepLR, which sets the learning rate as ExpTest"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_create_scheduler_that_comes_later_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, [ExpTestCallback()])
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 10)
+        return self.lr_scheduler
+
+    trainer.create_scheduler = types.MethodType(create_scheduler, trainer)
+    with pytest.raises(RuntimeError, match="create_scheduler was replaced after ExpTestCallback was connected"):
+        trainer.train()
+    assert trainer.state.global_step == 0

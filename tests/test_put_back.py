@@ -9,8 +9,12 @@ import functools
 import io
 import itertools
 import math
+import queue
 import random
+import sys
+import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +36,7 @@ from toys import (
     outcome,
     weights,
 )
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedConfig, Trainer, TrainerCallback
 
 from hf_exptest import ExpTestCallback, find_learning_rate
 from hf_exptest.places import Places
@@ -240,7 +244,7 @@ class Stream(torch.utils.data.IterableDataset):
         rows = classification_data(2048)
         text = "".join(" ".join(map(str, [*row["x"].tolist(), int(row["labels"])])) + "\n" for row in rows)
         self.rows, self.place = rows, 0
-        self.source = {"place": None, "iterator": iter(rows), "file": io.BytesIO(text.encode())}[kind]
+        self.source = {"place": None, "iterator": iter(rows)}.get(kind, io.BytesIO(text.encode()))
         if kind == "file":
             # What `open` gives: a file that can be read only.
             self.source = io.BufferedReader(_ReadOnly(text.encode()))
@@ -352,6 +356,138 @@ def with_ema(path, callbacks):
     return trainer, [*modules, ema.average]
 
 
+class Jitter:
+    """Noise from a generator of its own, by an object that is called."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng(4)
+
+    def __call__(self, rows):
+        return collate_with(self.generator)(rows)
+
+
+class ClassJitter:
+    """The same, from a generator that the class has."""
+
+    generator = np.random.default_rng(5)
+
+    def collate(self, rows):
+        return collate_with(self.generator)(rows)
+
+
+# A module of the user's own.
+noises = sys.modules["noises"] = types.ModuleType("noises")
+exec("def collate(rows): return collate_with(generator)(rows)", vars(noises))
+noises.collate_with = collate_with
+
+
+def collate_by_module(rows):
+    return noises.collate(rows)
+
+
+def with_collator(kind, path, callbacks):
+    ClassJitter.generator, noises.generator = np.random.default_rng(5), np.random.default_rng(6)
+    jitter = Jitter()
+
+    def default(rows, generator=jitter.generator):
+        return collate_with(generator)(rows)
+
+    collators = {
+        "closure": lambda rows: jitter(rows),
+        "keyword": functools.partial(lambda rows, draw: draw(rows), draw=jitter),
+        "default": default,
+        "class": ClassJitter().collate,
+        "module": collate_by_module,
+        "bound method": jitter.__call__,
+    }
+    return plain(path, callbacks, data_collator=collators[kind])
+
+
+def with_its_data_in_the_evaluation(path, callbacks):
+    data = Augmented("numpy")
+    return plain(path, callbacks, data=lambda: torch.utils.data.Subset(data, range(400)), eval_dataset=data)
+
+
+class Counting(ToyClassifier):
+    """Writes to its own config."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = PreTrainedConfig(calls=0)
+
+    def forward(self, x, labels=None):
+        self.config.calls += 1
+        return super().forward(x + 0.1 * (self.config.calls % 5), labels)
+
+
+class TwoOptimizers(Trainer):
+    """Adds a weight with an optimizer and a scheduler of its own."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not hasattr(self, "scales"):
+            self.scales = nn.Parameter(torch.ones(8))
+            self.second = torch.optim.SGD([self.scales], lr=0.1)
+            self.schedule = torch.optim.lr_scheduler.StepLR(self.second, 5, gamma=0.5)
+        inputs["x"] = inputs["x"] * self.scales
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.second.step()
+        self.second.zero_grad()
+        self.schedule.step()
+        return loss
+
+
+class OneLoader(Trainer):
+    """Gives the loader that it has made once, whose workers live on."""
+
+    loader = None
+
+    def get_train_dataloader(self):
+        if self.loader is None:
+            options = {"batch_size": 8, "shuffle": True, "num_workers": 1, "persistent_workers": True}
+            loader = torch.utils.data.DataLoader(self.train_dataset, collate_fn=self.data_collator, **options)
+            self.loader = self.accelerator.prepare(loader)
+        return self.loader
+
+
+class Reopening(Trainer):
+    """Reads a file of numbers over and over, and opens it anew at its end."""
+
+    file = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        line = self.file.readline() if self.file is not None else None
+        if not line:
+            if self.file is not None:
+                self.file.close()
+            self.file = open(Path(self.args.output_dir, "numbers.txt"))
+            line = self.file.readline()
+        inputs["x"] = inputs["x"] + float(line)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def with_a_file(path, callbacks):
+    Path(path, "numbers.txt").write_text("".join(f"{0.1 * i}\n" for i in range(11)))
+    return plain(path, callbacks, trainer=Reopening)
+
+
+class Forgetting(torch.utils.data.Dataset):
+    """Keeps the noise of the rows that were read last, in the order in which they were."""
+
+    def __init__(self):
+        self.rows, self.cache, self.generator = classification_data(96), collections.OrderedDict(), random.Random(0)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        if i not in self.cache:
+            if len(self.cache) == 80:
+                self.cache.popitem(last=False)
+            self.cache[i] = self.generator.random()
+        self.cache.move_to_end(i)
+        return {**self.rows[i], "x": self.rows[i]["x"] + 0.1 * self.cache[i]}
+
+
 def rows_of_datasets():
     from datasets import Dataset
 
@@ -390,6 +526,17 @@ CASES = {
     "stream with a place": functools.partial(plain, data=functools.partial(Stream, "place")),
     "stream with an iterator": functools.partial(plain, data=functools.partial(Stream, "iterator")),
     "stream from a file": functools.partial(plain, data=functools.partial(Stream, "file")),
+    "stream from memory": functools.partial(plain, data=functools.partial(Stream, "memory")),
+    "file that is opened anew": with_a_file,
+    "cache in the order of use": functools.partial(plain, data=Forgetting),
+    "training data in the evaluation": with_its_data_in_the_evaluation,
+    "config that counts": functools.partial(plain, model=Counting),
+    "optimizer and scheduler beside": functools.partial(plain, trainer=TwoOptimizers),
+    "loader made once": functools.partial(plain, trainer=OneLoader),
+    **{
+        f"generator of a collator: {kind}": functools.partial(with_collator, kind)
+        for kind in ("closure", "keyword", "default", "class", "module", "bound method")
+    },
 }
 
 
@@ -595,6 +742,9 @@ class Generated(torch.utils.data.IterableDataset):
             self.parts = [{"rows": rows}]
         elif kind == "map":
             self.rows = map(dict, rows)
+        elif kind == "queue":
+            self.queue = queue.Queue(4)
+            threading.Thread(target=lambda: [self.queue.put(row) for row in rows], daemon=True).start()
         else:
             self.read = lambda: rows
         self.kind = kind
@@ -608,11 +758,14 @@ class Generated(torch.utils.data.IterableDataset):
             yield from self.parts[0]["rows"]
         elif self.kind == "closure":
             yield from self.read()
+        elif self.kind == "queue":
+            while True:
+                yield self.queue.get()
         else:
             yield from self.rows
 
 
-@pytest.mark.parametrize("kind", ["attribute", "nested", "map", "closure"])
+@pytest.mark.parametrize("kind", ["attribute", "nested", "map", "closure", "queue"])
 def test_data_that_can_be_read_only_once_are_noticed_before_they_are_read(tmp_path, caplog, kind):
     data = Generated(kind)
     callback = ExpTestCallback()
@@ -626,13 +779,98 @@ def test_data_that_can_be_read_only_once_are_noticed_before_they_are_read(tmp_pa
     trainer.add_callback(Look())
     with caplog.at_level("WARNING", logger="hf_exptest"):
         trainer.train()
-    assert read[0] <= 16
+    # Those of the first batch; the thread is five ahead.
+    assert read[0] <= (21 if kind == "queue" else 16)
     assert trainer.state.global_step == 40
     assert callback.history[0]["test"] == "training_arguments"
     assert callback.history[0]["learning_rate"] == 2e-4
     assert "can be read only once" in caplog.text
     with pytest.raises(ValueError, match="can be read only once"):
         find_learning_rate(make_trainer(tmp_path, [], data=Generated(kind)))
+
+
+class Upload(TrainerCallback):
+    """Has a thread at work, which is done in the middle of a look."""
+
+    def __init__(self):
+        self.is_busy, self.in_a_look, self.is_done = False, threading.Event(), threading.Event()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_busy = True
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def work(self):
+        self.in_a_look.wait()
+        self.is_busy = False
+        self.is_done.set()
+
+
+def test_what_a_thread_of_a_callback_does_meanwhile_stays_done(tmp_path):
+    upload = Upload()
+
+    class Model(ToyClassifier):
+        def forward(self, x, labels=None):
+            if not self.training:
+                # Nothing else evaluates.
+                upload.in_a_look.set()
+                assert upload.is_done.wait(10)
+            return super().forward(x, labels)
+
+    make_trainer(tmp_path, [upload, ExpTestCallback()], model=Model()).train()
+    assert upload.is_done.is_set()
+    assert not upload.is_busy
+
+
+class Losing(Reopening):
+    """Loses its file in the middle of a look."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.state.global_step == 3:
+            Path(self.args.output_dir, "numbers.txt").unlink()
+            self.file.close()
+            raise ValueError("no file")
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def test_what_cannot_be_put_back_ends_the_training_and_leaves_the_weights(tmp_path):
+    before = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            before.append(weights(model))
+
+    Path(tmp_path, "numbers.txt").write_text("0.1\n" * 1000)
+    trainer, (model,) = plain(tmp_path, [Look(), ExpTestCallback()], trainer=Losing)
+    with pytest.raises(
+        NotRestored, match=r"could not put .*file.*FileNotFoundError.* back, of the user's own objects"
+    ):
+        trainer.train()
+    assert len(before) == 3
+    assert_same_weights(weights(model), before[-1])
+
+
+class Stubborn:
+    """Refuses to be put back."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self):
+        object.__setattr__(self, "rows", iter([1, 2]))
+
+    def __setattr__(self, name, value):
+        raise TypeError(f"{name} is fixed")
+
+
+def test_what_cannot_be_put_back_is_noticed_before_anything_is_changed(tmp_path, caplog):
+    model = ToyClassifier()
+    model.stubborn = Stubborn()
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], model=model, learning_rate=2e-4)
+    with caplog.at_level("WARNING", logger="hf_exptest"):
+        trainer.train()
+    assert "model.stubborn (TypeError: rows is fixed) cannot be put back" in caplog.text
+    assert callback.history[0]["test"] == "training_arguments"
+    assert next(model.stubborn.rows) == 1
 
 
 def test_gradients_scaler_and_flags_come_back(tmp_path):

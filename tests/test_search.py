@@ -5,6 +5,7 @@
 
 import copy
 import dataclasses
+import math
 import random
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from reports import INCONCLUSIVE_SEARCH, SEARCH
 from torch import nn
 from toys import (
+    InOrder,
     StopAt,
     ToyClassifier,
     assert_same,
@@ -488,6 +490,8 @@ def test_ray_bound_where_the_loss_only_rises():
     assert ray_bound(lambda s: 1.0 + s) == pytest.approx(0.01)
     with pytest.raises(ValueError, match="only rises"):
         ray_bound(lambda s: 1.0 if s == 0 else float("nan"))
+    with pytest.raises(ValueError, match="not finite before any step"):
+        ray_bound(lambda s: 1.0 if s else float("nan"))
 
 
 def test_vertex_of_a_parabola_in_log_rate():
@@ -694,6 +698,58 @@ def test_a_start_claims_nothing_for_itself():
     assert later.p_value > 0.05
     assert later.learning_rate == 1e-3
     assert later.is_conclusive
+
+
+def without_labels(batch):
+    """Data, one batch of which has no labels: its loss is NaN, and its gradient zero."""
+    rows = classification_data(1024)
+    for i in range(8 * batch, 8 * (batch + 1)):
+        rows[i] = {**rows[i], "labels": torch.tensor(-100)}
+    return rows
+
+
+# The bound holds the first one out, and the look six.
+@pytest.mark.parametrize("batch", [0, 1, 5, 10])
+def test_a_batch_without_labels_tells_nothing(tmp_path, batch):
+    callback = ExpTestCallback()
+    trainer = InOrder(
+        model=ToyClassifier(),
+        args=make_args(tmp_path, max_steps=60),
+        train_dataset=without_labels(batch),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert callback.report().searches[0].upper_bound < 1.0
+    assert np.isfinite(callback.search.untouched_losses).all()
+    assert len(callback.search.untouched_losses) == 6 - (batch < 6)
+    curves = [np.isfinite(trial.curve) for trial in callback.search.trials if trial.outcome == "ended"]
+    assert len(curves) >= 2
+    assert {int((~curve).sum()) for curve in curves} == {int(batch == 10)}
+    assert decisions(callback)[1] == (6, "look", "raise")
+
+
+class OnlyInTraining(ToyClassifier):
+    """Has a placeholder for its loss in evaluation."""
+
+    def __init__(self, placeholder):
+        super().__init__()
+        self.placeholder = placeholder
+
+    def forward(self, x, labels=None):
+        output = super().forward(x, labels)
+        if not self.training:
+            output["loss"] = 0 * output["loss"] + self.placeholder
+        return output
+
+
+@pytest.mark.parametrize("placeholder", [0.0, math.nan, math.inf])
+def test_a_loss_that_there_is_in_training_alone(tmp_path, placeholder):
+    callback = ExpTestCallback()
+    trainer = make_trainer(tmp_path, [callback], model=OnlyInTraining(placeholder))
+    trainer.train()
+    assert 1e-2 < callback.search.upper_bound < 1.0
+    assert decisions(callback)[1] == (4, "look", "raise")
+    assert 0.5 < np.mean(callback.search.untouched_losses) < 2.0
 
 
 class OneBatch(Table):

@@ -36,7 +36,7 @@ class Fails:
     def __init__(self, stage, n, error):
         self.stage, self.n, self.error, self.counts, self.is_on = stage, n, error, [], False
 
-    def __call__(self):
+    def here(self):
         if self.is_on:
             self.counts[-1] += 1
             if (len(self.counts), self.counts[-1]) == (self.stage, self.n):
@@ -54,9 +54,7 @@ class Fails:
         finally:
             self.is_on = False
 
-    # An onlooker, whom no search puts back.
-    __slots__ = ("counts", "error", "is_on", "n", "stage")
-
+    # An onlooker: no search puts it back, since it is no function.
     def __deepcopy__(self, memo):
         return self
 
@@ -65,7 +63,7 @@ def wrapped(owner, name, fails):
     function = getattr(owner, name)
 
     def call(*args, **kwargs):
-        fails()
+        fails.here()
         return function(*args, **kwargs)
 
     setattr(owner, name, call)
@@ -89,7 +87,7 @@ class Classifier(ToyClassifier):
     def __init__(self, where, fails):
         super().__init__()
         self.where = where
-        self.ask = lambda: fails()
+        self.ask = lambda: fails.here()
 
     def forward(self, x, labels=None):
         if self.where == "forward" or self.where == ("evaluation", "training")[self.training]:
@@ -103,7 +101,7 @@ class Classifier(ToyClassifier):
 class Rows(torch.utils.data.Dataset):
     def __init__(self, fails):
         self.rows = classification_data()
-        self.ask = lambda: fails()
+        self.ask = lambda: fails.here()
 
     def __len__(self):
         return len(self.rows)
@@ -115,7 +113,7 @@ class Rows(torch.utils.data.Dataset):
 
 class BeforeStep(TrainerCallback):
     def __init__(self, fails):
-        self.ask = lambda: fails()
+        self.ask = lambda: fails.here()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for parameter in model.parameters():
@@ -132,7 +130,7 @@ def make(path, where, fails, callback):
         trainer.create_optimizer()
         step, optimizer = type(trainer.optimizer).step, trainer.optimizer
         # A method, which torch's schedulers expect.
-        optimizer.step = types.MethodType(lambda *args, **kwargs: (fails(), step(*args, **kwargs))[1], optimizer)
+        optimizer.step = types.MethodType(lambda *args, **kwargs: (fails.here(), step(*args, **kwargs))[1], optimizer)
     elif where == "clip":
         wrapped(trainer.accelerator, "clip_grad_norm_", fails)
     elif where in ("training_step", "compute_loss", "get_train_dataloader", "get_batch_samples"):
@@ -141,18 +139,18 @@ def make(path, where, fails, callback):
 
 
 # Calls that each of the two stages makes, of the bound before the first step and of the look after it. Where the first
-# evaluation fails, a search tries one in training mode.
+# evaluation fails, of one held-out batch or six, a search tries one in training mode.
 WHERE = {
-    "forward": ((2, 3, 6, 7, 20, 45), (2, 8, 9, 10, 23, 40, 67)),
+    "forward": ((2, 3, 6, 7, 20, 44), (8, 9, 10, 23, 40, 66)),
     "backward": ((1, 2, 3, 10, 19, 20), (1, 2, 14, 15, 28, 42)),
     "step": ((1, 2, 3, 10, 20), (1, 2, 14, 15, 28, 42)),
     "training": ((1, 2, 3, 10, 20), (1, 2, 14, 15, 28, 42)),
-    "evaluation": ((2, 5, 6, 20, 25), (2, 7, 8, 13, 14, 25)),
+    "evaluation": ((2, 5, 6, 20, 24), (7, 8, 13, 14, 24)),
     "data": ((1, 2, 8, 9, 40), (1, 100, 216)),
     "clip": ((1, 2, 20), (1, 14, 15, 42)),
     "callback": ((1, 2, 20), (1, 2, 15, 42)),
     "training_step": ((1, 2, 20), (1, 15, 42)),
-    "compute_loss": ((2, 3, 7, 45), (2, 9, 10, 40, 67)),
+    "compute_loss": ((2, 3, 7, 44), (9, 10, 40, 66)),
     "get_batch_samples": ((1, 2, 4), (1, 2, 26)),
     "get_train_dataloader": ((1,), (1,)),
 }
