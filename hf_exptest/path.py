@@ -116,6 +116,8 @@ class PathMeter:
         ]
         by_device: dict[torch.device, list[torch.Tensor]] = {}
         for value in values:
+            # A complex number is two coordinates.
+            value = torch.view_as_real(value).flatten() if value.is_complex() else value
             by_device.setdefault(value.device, []).append(value.float())
         return [torch.cat(group) for group in by_device.values()]
 

@@ -176,7 +176,7 @@ class Stage:
                 )
                 self._snapshot.reset()
                 return bound
-        raise NoEffect("The optimizer's first step changes no loss: is anything trainable?")
+        raise NoEffect("The optimizer's first step changes no finite loss: is anything trainable?")
 
     def _loss_after_a_step(self, rate: float, batch: Batch) -> float:
         self._snapshot.reset()

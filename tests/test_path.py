@@ -44,6 +44,14 @@ def test_equals_the_slow_ratio_when_measured_whole():
     assert ratio(meter) == pytest.approx(slow_ratio(steps), rel=1e-5)
 
 
+def test_a_complex_parameter_is_two_real_ones():
+    whole = torch.nn.Parameter(torch.tensor([1.0 + 2.0j, 3.0 - 1.0j]))
+    meter = PathMeter([whole])
+    with torch.no_grad():
+        whole += torch.tensor([3.0j, 4.0])
+    assert [float(x) for x in meter.distance_and_size()] == [25.0, 15.0]
+
+
 def test_sample_estimates_the_ratio_of_a_large_model():
     parameters = make_parameters((300, 500), (100, 300))
     meter = PathMeter(parameters, max_coordinates=10_000)
