@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .config import ExpTestConfig
 from .controller import DETECT, TUNE, schedule_bounds
@@ -122,6 +122,8 @@ def plot_run(report: _Report) -> Axes:
         plot_search(search, axes[name])
     loss_axes, rate_axes = axes["loss"], axes["rate"]
     plot_loss(report, loss_axes).set_xlabel("")
+    # Between the panels, where it hides no curve.
+    loss_axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0))
     loss_axes.set_title("Training", pad=22)
     loss_axes.tick_params(labelbottom=False)
     _plot_rate(report, rate_axes)
@@ -165,8 +167,16 @@ def plot_search(search: _Search, ax: Axes | None = None) -> Axes:
 
 def plot_loss(report: _Report, ax: Axes) -> Axes:
     """Draw the loss, raw and smoothed, with phases and decisions; returns the axes."""
-    ax.plot(report.steps, report.losses, color="gray", linewidth=0.8, label="loss")
-    ax.plot(report.steps, report.smoothed_losses, color=_BLACK, linewidth=2.2, label="loss, smoothed")
+    smoothed = list(report.smoothed_losses)
+    if not smoothed:
+        ax.text(0.5, 0.5, "no loss was logged", transform=ax.transAxes, ha="center", va="center")
+        ax.set_yticks([])
+    if smoothed == list(report.losses):
+        # Too few to smooth. With markers, since a single one makes no line.
+        ax.plot(report.steps, smoothed, color=_BLACK, linewidth=2.2, marker=".", label="loss")
+    else:
+        ax.plot(report.steps, report.losses, color="gray", linewidth=0.8, label="loss")
+        ax.plot(report.steps, smoothed, color=_BLACK, linewidth=2.2, label="loss, smoothed")
     _mark_schedule(report, ax)
     for kind, (color, marker, _, label) in _DECISIONS.items():
         steps = [entry["step"] for entry in report.history if entry["decision"] == kind]
@@ -198,6 +208,7 @@ def plot_loss(report: _Report, ax: Axes) -> Axes:
                 fontsize="small",
             )
     ax.set(xlabel="step", ylabel="training loss", xlim=(0, report.num_training_steps))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.legend(fontsize="small")
     return ax
 
@@ -218,11 +229,18 @@ def phases(report: _Report) -> list[tuple[str, float, float]]:
 
 
 def _plot_rate(report: _Report, ax: Axes) -> None:
-    # In steps, so that a decay between two logged steps shows as a fall, not as a slope.
-    ax.plot(report.steps, report.learning_rates, color=_BLACK, linewidth=2.2, drawstyle="steps-pre")
+    # What was decided is known without a log, too, but for warm-up and cool-down.
+    rates = list(report.learning_rates) or [entry["learning_rate"] for entry in report.history]
+    if report.steps:
+        # In steps, so that a decay between two logged steps shows as a fall, not as a slope.
+        marker = "." if len(rates) == 1 else ""
+        ax.plot(report.steps, rates, color=_BLACK, linewidth=2.2, drawstyle="steps-pre", marker=marker)
+    elif rates:
+        edges = [*(entry["step"] for entry in report.history), report.num_training_steps]
+        ax.stairs(rates, edges, baseline=None, color=_BLACK, linewidth=2.2)
     _mark_schedule(report, ax)
-    ax.set(xlabel="step", ylabel="learning rate")
-    highest = max(report.learning_rates, default=0.0)
+    ax.set(xlabel="step", ylabel="learning rate" if report.steps else "learning rate decided on")
+    highest = max(rates, default=0.0)
     # A first parameter group that is frozen has no rate above zero.
     if highest > 0:
         ax.set_yscale("log")

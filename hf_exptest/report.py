@@ -192,8 +192,8 @@ class Report:
         _replace(Path(folder, REPORT_NAME), lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_figure(self, folder: str | Path) -> None:
-        """Write `exptest.png`, in place of an older one, if matplotlib is installed and anything was logged."""
-        if (self.steps or self.is_look_alone) and importlib.util.find_spec("matplotlib") is not None:
+        """Write `exptest.png`, in place of an older one, if matplotlib is installed and there is a look or a loss."""
+        if (self.steps or self.searches) and importlib.util.find_spec("matplotlib") is not None:
             from .figure import draw
 
             _replace(Path(folder, FIGURE_NAME), lambda path: draw(self, path))

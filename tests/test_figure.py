@@ -9,6 +9,7 @@ import forks
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 from reports import (
     CONFIG,
     FALLBACK_HISTORY,
@@ -222,9 +223,49 @@ def test_frozen_first_group_is_drawn_on_a_linear_axis(tmp_path):
     assert plt.imread(tmp_path / "frozen.png").shape[:2] == (750, 1050)
 
 
-def test_run_that_logged_nothing_is_drawn(tmp_path):
-    draw(Report(CONFIG, 100, HISTORY, [], [], [], []), tmp_path / "empty.png")
+def test_run_that_logged_nothing_is_drawn_with_what_was_decided(tmp_path):
+    report = Report(CONFIG, 100, HISTORY, [SEARCH], [], [], [])
+    draw(report, tmp_path / "empty.png")
+    assert plt.imread(tmp_path / "empty.png").shape[:2] == (750, 1650)
+    look_axes, loss_axes, rate_axes = report.plot().figure.axes
+    assert len(look_axes.lines) == 5
+    assert loss_axes.texts[0].get_text() == "no loss was logged"
+    assert list(loss_axes.get_yticks()) == []
+    assert [line[0] for line in vertical_lines(loss_axes)] == [0, 10, 20, 40, 60]
+    (rates,) = [patch for patch in rate_axes.patches if isinstance(patch, StepPatch)]
+    assert list(rates.get_data().values) == [0.03, 0.3, 0.3, 0.3, 0.1]
+    assert list(rates.get_data().edges) == [0, 10, 20, 40, 60, 100]
+    assert (rate_axes.get_yscale(), rate_axes.get_ylabel()) == ("log", "learning rate decided on")
+
+
+def test_run_without_a_look_that_logged_nothing_is_drawn(tmp_path):
+    draw(Report(CONFIG, 100, [], [], [], [], []), tmp_path / "empty.png")
     assert plt.imread(tmp_path / "empty.png").shape[:2] == (750, 1050)
+
+
+def test_losses_too_few_to_smooth_are_drawn_once_and_a_single_one_as_a_point():
+    few = Report(CONFIG, 100, HISTORY, [], [50, 100], [2.0, 1.0], [0.3, 0.1])
+    loss_axes, rate_axes = few.plot().figure.axes
+    assert legend(loss_axes)[:2] == ["loss", "start"]
+    assert list(loss_axes.lines[0].get_ydata()) == [2.0, 1.0]
+    assert rate_axes.lines[0].get_marker() == ""
+    single = Report(CONFIG, 100, HISTORY, [], [50], [2.0], [0.3])
+    assert [ax.lines[0].get_marker() for ax in single.plot().figure.axes] == [".", "."]
+
+
+def test_legend_hides_neither_losses_nor_rates():
+    loss_axes, rate_axes = make_report(TWO_LOOKS_HISTORY).plot().figure.axes
+    loss_axes.figure.draw_without_rendering()
+    legend_box = loss_axes.get_legend().get_window_extent()
+    assert rate_axes.get_window_extent().y1 < legend_box.y0 < legend_box.y1 < loss_axes.get_window_extent().y0
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 8, 100])
+def test_ticks_are_whole_steps(num_steps):
+    config = ExpTestConfig(learning_rate=0.3)
+    ax = Report(config, num_steps, [], [], [1, 2], [2.0, 1.0], [0.3, 0.3]).plot()
+    assert len(ax.get_xticks()) >= 3
+    assert all(tick == round(tick) for tick in ax.get_xticks())
 
 
 def test_look_has_its_trials_and_the_rates_before_and_after():

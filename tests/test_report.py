@@ -543,8 +543,14 @@ def test_figure_that_cannot_be_drawn_costs_a_warning(tmp_path, caplog, monkeypat
 
 
 @pytest.mark.figures
-def test_without_matplotlib_or_losses_there_is_no_figure(tmp_path, caplog, monkeypatch):
+def test_a_look_has_a_figure_where_no_loss_was_logged(tmp_path):
     write(dataclasses.replace(FOUND, steps=[], losses=[], learning_rates=[]), tmp_path, with_figure=True)
+    assert names(tmp_path) == {"exptest.json", "exptest.png"}
+
+
+@pytest.mark.figures
+def test_without_matplotlib_or_anything_to_draw_there_is_no_figure(tmp_path, caplog, monkeypatch):
+    write(dataclasses.replace(make_report(), steps=[], losses=[], learning_rates=[]), tmp_path, with_figure=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     write(FOUND, tmp_path, with_figure=True)
     assert names(tmp_path) == {"exptest.json"}
