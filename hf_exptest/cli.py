@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .report import Report
+from .report import FIGURE_NAME, Report, report_file
 
 _COLUMNS = (
     "run",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("folder", metavar="OUTPUT_DIR")
     plot = commands.add_parser("plot", help="draw the looks, the loss, the learning rate and the decisions")
     plot.add_argument("folder", metavar="OUTPUT_DIR")
-    plot.add_argument("--output", default="exptest.png", help="file to write (default: %(default)s)")
+    plot.add_argument("--output", help=f"file to write (default: {FIGURE_NAME} in the run's own folder)")
     several = commands.add_parser("compare", help="lay runs side by side")
     several.add_argument("folders", metavar="OUTPUT_DIR", nargs="+")
     options = parser.parse_args(arguments)
@@ -78,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Only here, since matplotlib is an extra.
             from .figure import draw
 
-            draw(report, options.output)
-            print(f"Figure: {options.output}")
+            output = options.output or report_file(options.folder).with_name(FIGURE_NAME)
+            draw(report, output)
+            print(f"Figure: {output}")
         else:
             print(compare(options.folders))
         sys.stdout.flush()
@@ -88,3 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"hf-exptest: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -206,13 +206,18 @@ class Report:
         Raises:
             `ValueError`: naming the file, if there is none, or not one that this release can read.
         """
-        path = Path(folder) if Path(folder).is_file() else Path(folder, REPORT_NAME)
+        path = report_file(folder)
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} has no {REPORT_NAME}; ExpTest writes it when a training saves or ends.")
         try:
             return _report(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def report_file(folder: str | Path) -> Path:
+    """`exptest.json` in `folder`, which may be the path of the file itself."""
+    return Path(folder) if Path(folder).is_file() else Path(folder, REPORT_NAME)
 
 
 def write(report: Report, folder: str | Path, with_figure: bool) -> None:

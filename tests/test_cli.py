@@ -3,7 +3,9 @@
 
 import dataclasses
 import os
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from reports import (
@@ -87,6 +89,21 @@ def test_plot_writes_the_format_that_the_name_ends_with(capsys, tmp_path):
     main(["plot", "found", "--output", "run.pdf"])
     assert (tmp_path / "run.pdf").read_bytes().startswith(b"%PDF")
     assert capsys.readouterr().out == "Figure: run.pdf\n"
+
+
+@pytest.mark.parametrize("run", ["found", "found/exptest.json"])
+def test_plot_writes_to_the_folder_of_the_run(capsys, tmp_path, run):
+    main(["plot", run])
+    assert capsys.readouterr().out == f"Figure: {Path('found', 'exptest.png')}\n"
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"exptest.json", "exptest.png"}
+    assert not (tmp_path / "exptest.png").exists()
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hf-exptest", "show", "found"])
+    monkeypatch.delitem(sys.modules, "hf_exptest.cli")
+    runpy.run_module("hf_exptest.cli", run_name="__main__")
+    assert capsys.readouterr().out == REPORTS["found"].summary() + "\n"
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_readme_ten_lines_and_the_commands_afterwards(folder, capsys):
     assert {path.name for path in (folder / "out").iterdir()} >= {"exptest.json", "exptest.png"}
 
     shutil.copytree(folder / "out", folder / "other")
+    (folder / "out" / "exptest.png").unlink()
     commands = re.findall(r"^hf-exptest (.*?)(?: *#.*)?$", GUIDE, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["show", "plot", "compare"]
     summary = after["callback"].report().summary()
@@ -199,7 +200,7 @@ def test_readme_ten_lines_and_the_commands_afterwards(folder, capsys):
         cli.main(shlex.split(command))
     output = capsys.readouterr().out
     assert output.startswith(summary)
-    assert (folder / "exptest.png").stat().st_size > 0
+    assert (folder / "out" / "exptest.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("flags", [["--exptest"], []])
