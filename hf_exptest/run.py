@@ -27,11 +27,11 @@ To find the learning rate and train nothing, and to train with it as often as yo
     python -m hf_exptest.run --find their_script.py ...
     python -m hf_exptest.run --exptest --exptest_reuse OUTPUT_DIR their_script.py ...
 
-`--find` ends the script at the first `train()` of a Trainer, prints what each trial led to, and leaves `exptest.json`
-and `exptest.png` in its output_dir. It takes some steps (the warm-up and a look), and ends with code 0 if it found a
-rate. `--exptest_reuse` takes a file of `--find` or of a training, or its folder; there is no look then, and a warning
-where model, optimizer, batch size or number of steps are others. A training puts files of its own in the place of
-those of `--find`, unless it has another output_dir.
+`--find` ends the script at the first `train()` of a Trainer, prints what each trial led to and the command that
+trains with the rate, and leaves `exptest.json` and `exptest.png` in its output_dir. It takes some steps (the warm-up
+and a look), and ends with code 0 if it found a rate. `--exptest_reuse` takes a file of `--find` or of a training, or
+its folder; there is no look then, and a warning where model, optimizer, batch size or number of steps are others. A
+training puts files of its own in the place of those of `--find`, unless it has another output_dir.
 
 A command that starts new processes (`accelerate launch their_script.py`, `llamafactory-cli` with FORCE_TORCHRUN=1)
 leaves the launcher behind. Let it start the launcher, as above; the commands of TRL hand it on:
@@ -46,7 +46,9 @@ import functools
 import math
 import os
 import runpy
+import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +63,8 @@ from .training_args import ExpTestArgumentsMixin, add_flags_in_place
 
 _USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...] | --find] (script.py | -m module) ..."
 _SWITCHES = ("--exptest", "--find", "-h", "--help")
+# A finder's flags have no starting rate: it looks for one.
+_STARTING_RATES = ("exptest_learning_rate", "exptest_reuse")
 _CONFIGS = (".json", ".yaml", ".yml")
 
 
@@ -101,6 +105,20 @@ def own_flags(arguments: list[str]) -> tuple[bool, dict[str, Any]]:
     if arguments and not (is_finder or flags.get("exptest")):
         sys.exit(f"hf_exptest.run: {arguments[0]!r} before the script needs --exptest there too; usage: {_USAGE}")
     return is_finder, flags
+
+
+def refuse_starting_rate(flags: dict[str, Any]) -> None:
+    """End where the flags of a finder name a rate, which it would not use."""
+    given = [f"--{name}" for name in _STARTING_RATES if flags.get(name) is not None]
+    if given:
+        sys.exit(f"hf_exptest.run: --find looks for a learning rate, and {given[0]} gives one; leave one of them out.")
+
+
+def command_to_reuse(own: list[str], arguments: list[str], folder: str) -> str:
+    """The command that trains, in place of that of the finder, with the rate that it left in `folder`."""
+    settings = [argument for argument in own if argument not in ("--find", "--exptest")]
+    parts = ["python", "-m", "hf_exptest.run", "--exptest", "--exptest_reuse", folder, *settings, *arguments]
+    return shlex.join(parts)
 
 
 def take_from_config(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -158,9 +176,13 @@ def warn_if_overruled(own: ExpTestCallback, training_args: Any, flags: dict[str,
         )
 
 
-def install_finder(flags: dict[str, Any]) -> list[type]:
+def install_finder(flags: dict[str, Any], next_command: Callable[[str], str]) -> list[type]:
     """
-    Let the first Trainer that is to train be looked at instead, with `flags` as its settings, and the process end.
+    Let the first Trainer that is to train be looked at instead, and the process end.
+
+    Args:
+        flags (`dict[str, Any]`): the settings.
+        next_command (`Callable[[str], str]`): what trains with the rate that is left in a folder.
 
     Returns:
         `list[type]`: gets the class of that Trainer.
@@ -174,14 +196,17 @@ def install_finder(flags: dict[str, Any]) -> list[type]:
         users.append(type(trainer))
         # The finder trains, too.
         Trainer.train = train  # type: ignore[method-assign]
-        sys.exit(find_and_tell(trainer))
+        sys.exit(find_and_tell(trainer, next_command))
 
     Trainer.train = find_and_end  # type: ignore[assignment, method-assign]
     return users
 
 
-def find_and_tell(trainer: Trainer) -> int:
-    """Look for the rate of `trainer`, and print and keep what was found, on the main process; the exit code."""
+def find_and_tell(trainer: Trainer, next_command: Callable[[str], str]) -> int:
+    """
+    Look for the rate of `trainer`, print and keep what was found and the command that trains with it, on the main
+    process; the exit code.
+    """
     training_args: Any = trainer.args
     is_main = trainer.is_world_process_zero()
     try:
@@ -195,7 +220,7 @@ def find_and_tell(trainer: Trainer) -> int:
         print(report.summary())
         write(report, training_args.output_dir, with_figure=True)
         if is_found:
-            print(f"To train with it: --exptest --exptest_reuse {training_args.output_dir}")
+            print(f"To train with it: {next_command(training_args.output_dir)}")
         else:
             print("hf_exptest.run: no learning rate was found.", file=sys.stderr)
     # No process ends before the main one has written.
@@ -250,8 +275,11 @@ def main() -> None:
         sys.exit(f"hf_exptest.run: there is no {'module' if is_module else 'script'} {script!r}; usage: {_USAGE}")
     beside_config, left = take_from_config(rest)
     flags |= beside_config
+    if is_finder:
+        refuse_starting_rate(flags)
     sys.argv = [script, *left]
-    users = install_finder(flags) if is_finder else install(flags)
+    next_command = functools.partial(command_to_reuse, own, arguments)
+    users = install_finder(flags, next_command) if is_finder else install(flags)
     command = f"-m {script}" if is_module else script
     try:
         if is_module:
@@ -260,6 +288,11 @@ def main() -> None:
             # As `python script.py` would: the script may import its neighbours.
             sys.path[0] = str(Path(script).resolve().parent)
             runpy.run_path(script, run_name="__main__")
+    except ValueError as error:
+        # As HfArgumentParser ends a script.
+        if "not used by the HfArgumentParser" not in str(error) or "'--find'" not in str(error):
+            raise
+        sys.exit(f"hf_exptest.run: {command!r} has no flag --find; before the script, it is the launcher's: {_USAGE}")
     except SystemExit as end:
         warn_if_unused(users, is_finder, flags, command, rest)
         if end.code or users or not is_finder:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from reports import look_alone
 from toys import ToyClassifier, assert_same_weights, classification_data, weights
 from transformers import Trainer
 
@@ -23,7 +24,7 @@ def launch(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["hf_exptest.run", *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         for name in ("install", "install_finder"):
-            monkeypatch.setattr(run, name, lambda flags: taken.append(flags) or list(users))
+            monkeypatch.setattr(run, name, lambda flags, *_: taken.append(flags) or list(users))
         run.main()
         (flags,) = taken
         return flags
@@ -189,6 +190,49 @@ def test_flags_of_the_finder(launch, script):
     assert launch("--exptest_alpha", "0.01", "--find", script, users=users) == {"exptest_alpha": 0.01}
 
 
+@pytest.mark.parametrize("place", ["before", "beside a config"])
+@pytest.mark.parametrize("flag", ["--exptest_learning_rate=0.1", "--exptest_reuse=FOUND"])
+def test_the_finder_takes_no_rate(launch, script, capsys, tmp_path, place, flag):
+    look_alone().save(tmp_path)
+    flag = flag.replace("FOUND", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_info:
+        launch("--find", *([flag, script] if place == "before" else [script, "a.json", flag]))
+    assert exit_info.value.code == (
+        f"hf_exptest.run: --find looks for a learning rate, and {flag.split('=')[0]} gives one; leave one of them out."
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "arguments", "command"),
+    [
+        (["--find"], ["s.py", "--output_dir", "my out"], "--exptest --exptest_reuse out s.py --output_dir 'my out'"),
+        (
+            ["--exptest", "--exptest_alpha", "0.01", "--find"],
+            ["-m", "package.train", "a.json"],
+            "--exptest --exptest_reuse out --exptest_alpha 0.01 -m package.train a.json",
+        ),
+    ],
+)
+def test_what_trains_with_the_rate_that_was_found(own, arguments, command):
+    assert run.command_to_reuse(own, arguments, "out") == f"python -m hf_exptest.run {command}"
+
+
+def test_find_after_the_script_is_told_where_it_stands(launch, script, capsys):
+    script.write_text("from transformers import *; HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()")
+    with pytest.raises(SystemExit) as exit_info:
+        launch(script, "--find")
+    assert exit_info.value.code.startswith(
+        f"hf_exptest.run: {str(script)!r} has no flag --find; before the script, it"
+    )
+    # Of other flags, and of a flag of its own, the launcher knows nothing.
+    with pytest.raises(ValueError, match="not used by the HfArgumentParser"):
+        launch(script, "--fined")
+    script.write_text("import sys; print(sys.argv[1:])")
+    launch(script, "--find")
+    assert capsys.readouterr().out == "['--find']\n"
+
+
 @pytest.mark.parametrize(("ending", "code"), [("", 1), ("sys.exit()", 1), ("sys.exit(0)", 1), ("sys.exit(3)", 3)])
 def test_a_finder_that_looked_at_nothing_says_so(launch, script, capsys, ending, code):
     script.write_text(f"import sys; {ending}")
@@ -215,7 +259,7 @@ def finder(monkeypatch):
     """Puts the finder in the place of the training of every Trainer, for the length of a test."""
     monkeypatch.setattr(Trainer, "train", Trainer.train)
     monkeypatch.setattr(run, "add_flags_in_place", lambda flags: None)
-    return lambda: run.install_finder({})
+    return lambda: run.install_finder({}, "train with {}".format)
 
 
 class Flagged(Trainer):
@@ -257,7 +301,7 @@ def test_the_finder_finds_what_the_function_finds_and_trains_nothing(tmp_path, f
     assert report.setup["total_batch_size"] == 8
     summary, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
     assert summary == report.summary()
-    assert last == f"To train with it: --exptest --exptest_reuse {tmp_path / 'out'}"
+    assert last == f"To train with it: train with {tmp_path / 'out'}"
 
 
 def test_the_finder_takes_the_settings_of_the_arguments(tmp_path, finder):

@@ -9,6 +9,7 @@ Of each kind of command, one starts a new interpreter; the others are forks, whi
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_the_finder_ends_a_script_before_it_trains_and_a_training_starts_from_it
     report = Report.load(found)
     assert (report.is_look_alone, report.searches[0].step) == (True, 3)
     assert f"\n{report.summary()}\n" in done.stdout
-    assert done.stdout.endswith(f"To train with it: --exptest --exptest_reuse {found}\n")
+    words = [*LAUNCHER, "--exptest", "--exptest_reuse", found, script("run_classification"), *FLAGS]
+    command = shlex.join(["python", *map(str, words), "--output_dir", str(found)])
+    assert done.stdout.endswith(f"To train with it: {command}\n")
     assert "train_loss" not in done.stdout
 
     done = forks.python(
