@@ -19,8 +19,8 @@ script's one argument, the launcher takes the flags itself:
     python -m hf_exptest.run their_script.py config.json --exptest
 
 With `--exptest` go, in the same place, `--exptest_alpha`, `--exptest_beta`, `--exptest_learning_rate`,
-`--exptest_reuse` and `--exptest_preset`, which the script's own `--help` describes. Without `--exptest` the script
-runs as ever.
+`--exptest_reuse`, `--exptest_search_budget` and `--exptest_preset`, which the script's own `--help` describes. Without
+`--exptest` the script runs as ever.
 
 To find the learning rate and train nothing, and to train with it as often as you like:
 
@@ -59,7 +59,7 @@ from transformers import HfArgumentParser, Trainer
 from .callback import ExpTestCallback
 from .finder import find
 from .report import write
-from .training_args import ExpTestArgumentsMixin, add_flags_in_place
+from .training_args import ExpTestArgumentsMixin, add_flags_in_place, warn_of_missing_switch
 
 _USAGE = "python -m hf_exptest.run [--exptest [--exptest_alpha ...] | --find] (script.py | -m module) ..."
 _SWITCHES = ("--exptest", "--find", "-h", "--help")
@@ -86,7 +86,8 @@ def parse_flags(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     namespace, others = parser.parse_known_args(arguments, unset)
     flags = {name: value for name, value in vars(namespace).items() if value is not None}
     try:
-        ExpTestArgumentsMixin(**flags).exptest_config()
+        # Also without the switch, bad values are refused before the script runs.
+        ExpTestArgumentsMixin(**{**flags, "exptest": True})
     except ValueError as error:
         parser.error(str(error))
     return flags, others
@@ -160,6 +161,8 @@ def install(flags: dict[str, Any]) -> list[type]:
             warn_if_overruled(own[0], training_args, flags)
         if training_args.exptest or own:
             users.append(type(trainer))
+        else:
+            warn_of_missing_switch(training_args)
 
     Trainer.__init__ = init_with_exptest  # type: ignore[assignment, method-assign]
     return users
@@ -187,7 +190,8 @@ def install_finder(flags: dict[str, Any], next_command: Callable[[str], str]) ->
     Returns:
         `list[type]`: gets the class of that Trainer.
     """
-    add_flags_in_place(flags)
+    # The arguments are to check the flags, and not to say that these do nothing.
+    add_flags_in_place({**flags, "exptest": True})
     users: list[type] = []
     train: Any = Trainer.train
 

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers.utils import logging
 
 from .config import ExpTestConfig
 from .reuse import with_reused_rate
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -28,6 +33,10 @@ class ExpTestArgumentsMixin:
         exptest_learning_rate (`float`, *optional*): starting rate; by default ExpTest finds it.
         exptest_reuse (`str`, *optional*): `exptest.json` of an earlier run, or its folder, whose rate is the starting
             rate.
+        exptest_search_budget (`float`, *optional*, defaults to 0.15): steps that all looks may take, as a share of
+            the training steps, see [`ExpTestConfig`]; of no effect with the rules of the paper, which has no looks.
+
+    Without `exptest`, the others are of no effect, and a warning names those that were set.
 
     Example:
 
@@ -55,6 +64,9 @@ class ExpTestArgumentsMixin:
         default=None,
         metadata={"help": "Start from the rate in this exptest.json of an earlier run or finder, or in this folder."},
     )
+    exptest_search_budget: float = field(
+        default=0.15, metadata={"help": "Share of the training steps that ExpTest's looks may take."}
+    )
 
     def __post_init__(self) -> None:
         post_init = getattr(super(), "__post_init__", None)
@@ -63,6 +75,7 @@ class ExpTestArgumentsMixin:
         if self.exptest:
             # Bad values fail here, where the arguments are read, rather than after the model is loaded.
             self.exptest_config()
+        warn_of_missing_switch(self)
 
     def exptest_config(self) -> ExpTestConfig:
         """The settings that these arguments describe, with the rate that is to be reused."""
@@ -75,7 +88,14 @@ class ExpTestArgumentsMixin:
             learning_rate=self.exptest_learning_rate,
             reuse=self.exptest_reuse,
         )
-        return with_reused_rate(config)
+        return with_reused_rate(dataclasses.replace(config, search_budget=self.exptest_search_budget))
+
+
+def warn_of_missing_switch(args: Any) -> None:
+    """Say which flags were set, where `args.exptest` is not, once and on the main process."""
+    given = [f"--{flag.name}" for flag in fields(ExpTestArgumentsMixin) if getattr(args, flag.name) != flag.default]
+    if given and not args.exptest and os.environ.get("RANK", "0") == "0":
+        logger.warning_once(f"ExpTest is off: {', '.join(given)} without --exptest is of no effect.")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 """What the launcher reads, refuses and warns of; tests/end_to_end/test_run.py runs it on whole scripts."""
 
+import logging
 import math
 import sys
 
@@ -119,6 +120,7 @@ def test_wrong_calls_say_what_would_be_right(launch, script, arguments, words):
         ("--exptest_preset=papers", "'papers'"),
         ("--exptest_learning_rate=-1", "learning_rate=-1.0 is not a positive number"),
         ("--exptest_reuse=nowhere", "'nowhere' has no exptest.json"),
+        ("--exptest_search_budget=3", "search_budget=3.0 is not a share of the steps in (0, 1]"),
     ],
 )
 def test_bad_values_are_quoted_before_the_script_runs(launch, script, capsys, place, flag, message):
@@ -184,10 +186,33 @@ def test_a_callback_of_the_script_that_overrules_the_flags_is_told(tmp_path, cap
     assert "warning: --exptest_alpha not used: the script has an ExpTestCallback of its own" in capsys.readouterr().err
 
 
+def test_a_trainer_whose_arguments_lack_the_switch_names_the_flags(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(run, "add_flags_in_place", lambda flags: None)
+    monkeypatch.setattr(Trainer, "__init__", Trainer.__init__)
+    logging.Logger.warning_once.cache_clear()
+    args = {is_on: ExpTestTrainingArguments(str(tmp_path), exptest=is_on, use_cpu=True) for is_on in (True, False)}
+    # As a config file may set it, for arguments whose class is transformers' own.
+    for value in args.values():
+        value.exptest_alpha = 0.1
+    users = run.install({})
+    for value in args.values():
+        Trainer(ToyClassifier(), value)
+    assert users == [Trainer]
+    assert caplog.messages == ["ExpTest is off: --exptest_alpha without --exptest is of no effect."]
+
+
 def test_flags_of_the_finder(launch, script):
     users = [Trainer]
     assert launch("--find", script, users=users) == {}
     assert launch("--exptest_alpha", "0.01", "--find", script, users=users) == {"exptest_alpha": 0.01}
+
+
+def test_the_arguments_know_that_a_finder_uses_the_flags(monkeypatch):
+    given = []
+    monkeypatch.setattr(Trainer, "train", Trainer.train)
+    monkeypatch.setattr(run, "add_flags_in_place", given.append)
+    run.install_finder({"exptest_alpha": 0.01}, str)
+    assert given == [{"exptest": True, "exptest_alpha": 0.01}]
 
 
 @pytest.mark.parametrize("place", ["before", "beside a config"])

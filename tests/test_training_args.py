@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 
 import forks
@@ -33,17 +35,37 @@ def test_flag_is_off_by_default_and_switches_on(cls):
 
 
 def test_knobs_reach_the_callback():
-    args = parse(["--exptest", "--exptest_alpha", "0.01", "--exptest_beta", "0.5", "--exptest_learning_rate", "3e-4"])
-    expected = ExpTestConfig(alpha=0.01, beta=0.5, learning_rate=3e-4)
+    flags = {"alpha": "0.01", "beta": "0.5", "learning_rate": "3e-4", "search_budget": "0.05"}
+    args = parse(["--exptest", *(word for name, value in flags.items() for word in (f"--exptest_{name}", value))])
+    expected = ExpTestConfig(alpha=0.01, beta=0.5, learning_rate=3e-4, search_budget=0.05)
     assert ExpTestCallback.from_args(args).config == expected
 
 
 def test_paper_preset():
     args = parse(["--exptest", "--exptest_preset", "paper", "--exptest_beta", "0.1"])
     assert args.exptest_config() == ExpTestConfig.paper(beta=0.1)
+    # There are no looks to spend it on.
+    config = parse(["--exptest", "--exptest_preset", "paper", "--exptest_search_budget", "0.3"]).exptest_config()
+    assert config == dataclasses.replace(ExpTestConfig.paper(), search_budget=0.3)
+    assert config.search is False
 
 
-@pytest.mark.parametrize(("name", "value"), [("alpha", "2.0"), ("beta", "1.5"), ("learning_rate", "-1.0")])
+@pytest.mark.parametrize("cls", [ExpTestTrainingArguments, SFTArguments])
+def test_flags_without_the_switch_are_named_once(caplog, cls):
+    logging.Logger.warning_once.cache_clear()
+    extra = ["--bf16", "False"] if cls is SFTArguments else []
+    for _ in range(2):
+        parse(["--exptest_alpha", "0.1", "--exptest_search_budget", "0.3", *extra], cls)
+    parse(["--exptest", "--exptest_beta", "0.5", *extra], cls)
+    parse(extra, cls)
+    assert [message for message in caplog.messages if "ExpTest" in message] == [
+        "ExpTest is off: --exptest_alpha, --exptest_search_budget without --exptest is of no effect."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", "2.0"), ("beta", "1.5"), ("learning_rate", "-1.0"), ("search_budget", "0.0")]
+)
 def test_bad_values_fail_while_parsing(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         parse(["--exptest", f"--exptest_{name}", value])
