@@ -15,11 +15,11 @@ Expected at the end of the first command, after about a minute, up to a digit or
 
     Loss on 261 held-out texts: 5.594 before training, 1.918 after.
     ExpTest found the learning rate 0.012 while training at step 30.
-    At step 30 of 300 it tried rates on the weights of the run, which began below the upper bound 0.05:
+    At step 30 of 300 it tried rates on the weights of the run (rate until then 0.0017, upper bound 0.05):
     ...
-    The look took 119 steps in 12 s; then the model was put back as it was.
+    The look took 119 steps in 12 s, 20 of them for the upper bound; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.0017 (below bound)
+        starts with learning rate 0.0017 (a thirtieth of the upper bound)
         step 30: a look finds a higher rate better (p = 1.8e-09): learning rate 0.0017 -> 0.012
         step 90: loss still falls (p = 1.9e-07 over 60 steps): learning rate stays 0.012
     Adapter, report and figure: causal-lm-lora-output

@@ -17,11 +17,11 @@ Expected at the end of the first command, after about a minute, up to a digit or
 
     Accuracy on 360 held-out images: 10.0% before training, 97.2% after.
     ExpTest found the learning rate 0.0015 while training at step 50.
-    At step 50 of 500 it tried rates on the weights of the run, which began below the upper bound 0.005:
+    At step 50 of 500 it tried rates on the weights of the run (rate until then 0.00017, upper bound 0.005):
     ...
-    The look took 119 steps in 17 s; then the model was put back as it was.
+    The look took 119 steps in 17 s, 20 of them for the upper bound; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.00017 (below bound)
+        starts with learning rate 0.00017 (a thirtieth of the upper bound)
         step 50: a look finds a higher rate better (p = 1.4e-07): learning rate 0.00017 -> 0.0015
         step 150: loss still falls (p = 1e-11 over 100 steps): learning rate stays 0.0015
     Model, report and figure: image-classification-output

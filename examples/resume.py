@@ -15,11 +15,11 @@ a local folder (with a column `text`, as text files have):
 Expected at the end of the first command, after about a minute, up to a digit or so:
 
     Without a break, last loss 2.161. ExpTest found the learning rate 0.0039 while training at step 20.
-    At step 20 of 200 it tried rates on the weights of the run, which began below the upper bound 0.005:
+    At step 20 of 200 it tried rates on the weights of the run (rate until then 0.00017, upper bound 0.005):
     ...
-    The look took 80 steps in 4 s; then the model was put back as it was.
+    The look took 80 steps in 4 s, 20 of them for the upper bound; then the model was put back as it was.
     Decisions:
-        starts with learning rate 0.00017 (below bound)
+        starts with learning rate 0.00017 (a thirtieth of the upper bound)
         step 20: a look finds a higher rate better (p = 6.6e-11): learning rate 0.00017 -> 0.0039
         step 60: too few or too noisy losses to tell whether the loss falls (p = 0.057 over 40 steps): ...
 

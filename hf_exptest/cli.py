@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .report import FIGURE_NAME, Report, report_file
+from .report import FIGURE_NAME, Report, report_file, short_source
 
 _COLUMNS = (
     "run",
@@ -44,7 +44,7 @@ def compare(folders: Sequence[str]) -> str:
                 str(report.num_training_steps),
                 str(sum(search.num_steps for search in report.searches)),
                 f"{report.starting_rate:.2g}",
-                report.rate_source.replace("_", " "),
+                short_source(report.rate_source),
                 str(sum(entry["decision"] == "decay" for entry in report.history)),
                 f"{(report.history[-1]['learning_rate'] if report.history else report.starting_rate):.2g}",
                 losses[0],

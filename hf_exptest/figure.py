@@ -155,7 +155,7 @@ def plot_search(search: _Search, ax: Axes | None = None) -> Axes:
         ax.axvline(search.learning_rate, color=_BLACK, linestyle="--", label=found)
         ax.set_title(f"Look at step {search.step} (p = {search.p_value:.2g})")
     else:
-        ax.set_title(f"Look at step {search.step}: no trial lowers the loss")
+        ax.set_title(f"Look at step {search.step}:\nno trial lowers the loss significantly")
     ax.set(xscale="log", xlabel="learning rate", ylabel="loss on held-out batches")
     _label_rates(ax.xaxis)
     # No loss is drawn above that of the untouched model, so the legend hides none there.

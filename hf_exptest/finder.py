@@ -40,7 +40,7 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
 
     Returns:
         [`LearningRateSearch`]: `.learning_rate`, `.is_conclusive`, `.trials`, and `.plot(ax=None)`. A search in which
-        no rate lowers the loss on held-out batches is not conclusive, and a warning says so.
+        no rate lowers the loss on held-out batches significantly is not conclusive, and a warning says so.
 
     Raises:
         `ValueError`: if the Trainer cannot be put back after a search (FSDP1, data that can be read only once).
@@ -50,7 +50,8 @@ def find_learning_rate(trainer: Trainer, config: ExpTestConfig | None = None) ->
         >>> from hf_exptest import find_learning_rate
         >>> trainer = Trainer(model=model, args=args, train_dataset=train_dataset)
         >>> search = find_learning_rate(trainer)
-        >>> trainer.args.learning_rate = search.learning_rate
+        >>> if search.is_conclusive:
+        ...     trainer.args.learning_rate = search.learning_rate
         >>> search.step, len(search.trials) >= 3
         (15, True)
     """

@@ -45,13 +45,20 @@ _LOOKS = {
 # Where the starting rate is from, by the history's word for it, and by ours for a rate that is not in the history.
 _SOURCES = {
     "search": "the learning rate that a look found",
-    "below_bound": "a small share of the upper bound along the first update",
+    "below_bound": "a thirtieth of the upper bound along the first update",
     "training_arguments": "TrainingArguments.learning_rate",
     "optimizer": "the optimizer's own learning rate",
     "first_update_bound": "the upper bound along the first update",
     "checkpoint": "the learning rate of a checkpoint",
     "given": "the given learning rate",
     "reused": "the learning rate of an earlier run",
+}
+# The same in a few words, where the history's own are not.
+_SHORT_SOURCES = {
+    "search": "a look",
+    "below_bound": "a thirtieth of the upper bound",
+    "training_arguments": "TrainingArguments.learning_rate",
+    "first_update_bound": "the upper bound",
 }
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
@@ -304,7 +311,7 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
     """One line for one entry of `history`, given the entry before it."""
     rate = f"{entry['learning_rate']:.2g}"
     if entry["decision"] == "start":
-        return f"{_when(entry)} with learning rate {rate} ({entry['test'].replace('_', ' ')})"
+        return f"{_when(entry)} with learning rate {rate} ({short_source(entry['test'])})"
     change = f"stays {rate}"
     if entry["decision"] in ("decay", "raise", "lower"):
         change = f"becomes {rate}" if previous is None else f"{previous['learning_rate']:.2g} -> {rate}"
@@ -318,6 +325,11 @@ def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> s
         test = ""
     verdict = _VERDICTS[entry["test"], entry["decision"]]
     return f"step {entry['step']}: {verdict}{test}: learning rate {change}"
+
+
+def short_source(source: str) -> str:
+    """Where a starting rate is from, in a few words, from the history's word for it."""
+    return _SHORT_SOURCES.get(source, source)
 
 
 def _when(entry: dict[str, Any]) -> str:
@@ -354,7 +366,10 @@ def start_sentence(report: Report) -> str:
     started = f"Training started from {source_in_words(report)}, {report.starting_rate:.3g}"
     if search is None:
         return f"{started}: there was no look at other rates."
-    result = f"tried {len(search.trials)} learning rates and found none that lowers the loss on held-out batches"
+    result = (
+        f"tried {len(search.trials)} learning rates and found none that lowers the loss on held-out batches"
+        " significantly"
+    )
     if search.is_conclusive:
         # Before the checkpoint that training went on from.
         result = f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}"
@@ -379,8 +394,11 @@ def _search_lines(search: LearningRateSearch) -> list[str]:
 
 def trials_sentence(search: LearningRateSearch) -> str:
     """When a look was made, as the heading of its trials."""
-    where = "" if search.upper_bound is None else f", which began below the upper bound {search.upper_bound:.3g}"
-    return f"At step {search.step} of {search.num_training_steps} it tried rates on the weights of the run{where}:"
+    bound = "" if search.upper_bound is None else f", upper bound {search.upper_bound:.3g}"
+    return (
+        f"At step {search.step} of {search.num_training_steps} it tried rates on the weights of the run"
+        f" (rate until then {search.previous_rate:.3g}{bound}):"
+    )
 
 
 def trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
@@ -409,7 +427,11 @@ def result_sentences(search: LearningRateSearch) -> list[str]:
         )
     else:
         result = f"None ends lower than {rival} by more than chance (p = {search.p_value:.2g})."
-    cost = f"The look took {search.num_steps} steps in {search.seconds:.0f} s; then the model was put back as it was."
+    steps = f"{search.num_steps} steps in {search.seconds:.0f} s"
+    if search.upper_bound is not None:
+        num_in_trials = sum(len(trial.curve) for trial in search.trials)
+        steps += f", {search.num_steps - num_in_trials} of them for the upper bound"
+    cost = f"The look took {steps}; then the model was put back as it was."
     return [result, cost] if search.is_conclusive else [cost]
 
 

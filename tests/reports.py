@@ -64,7 +64,7 @@ SEARCH = LearningRateSearch(
         Trial(0.9, 24, [0.75] * 4, [math.inf] * 12),
     ],
     num_training_steps=100,
-    num_steps=75,
+    num_steps=96,
     seconds=12.4,
     upper_bound=0.9,
 )

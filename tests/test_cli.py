@@ -73,15 +73,15 @@ def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
             "first loss",
             "last loss",
         ],
-        ["found", "100", "75", "0.3", "search", "1", "0.1", "0.6111", "0.0101"],
-        ["fallback", "100", "75", "5e-05", "training arguments", "0", "5e-05", "0.6111", "0.0101"],
+        ["found", "100", "96", "0.3", "a look", "1", "0.1", "0.6111", "0.0101"],
+        ["fallback", "100", "96", "5e-05", "TrainingArguments.learning_rate", "0", "5e-05", "0.6111", "0.0101"],
         # A look that lowers the rate is no decay.
-        ["two", "100", "117", "0.3", "search", "0", "0.1", "0.6111", "0.0101"],
-        ["below", "100", "0", "0.02", "below bound", "0", "0.02", "0.6111", "0.0101"],
-        ["bound", "100", "0", "0.2", "first update bound", "0", "0.2", "0.6111", "0.0101"],
+        ["two", "100", "138", "0.3", "a look", "0", "0.1", "0.6111", "0.0101"],
+        ["below", "100", "0", "0.02", "a thirtieth of the upper bound", "0", "0.02", "0.6111", "0.0101"],
+        ["bound", "100", "0", "0.2", "the upper bound", "0", "0.2", "0.6111", "0.0101"],
         ["given", "100", "0", "0.7", "given", "1", "0.25", "0.6111", "0.0101"],
         ["unlogged", "100", "0", "0.7", "given", "0", "0.7", "not logged", "not logged"],
-        ["alone", "100", "75", "0.3", "search", "0", "0.3", "not trained", "not trained"],
+        ["alone", "100", "96", "0.3", "a look", "0", "0.3", "not trained", "not trained"],
     ]
 
 

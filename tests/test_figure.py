@@ -310,7 +310,7 @@ def test_look_of_which_no_trial_ends_is_drawn(tmp_path):
 
 def test_inconclusive_search_is_not_drawn_as_if_it_had_found_a_rate():
     ax, *_ = make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]).plot().figure.axes
-    assert ax.get_title() == "Look at step 10: no trial lowers the loss"
+    assert ax.get_title() == "Look at step 10:\nno trial lowers the loss significantly"
     assert legend(ax) == [
         "trial of 24 steps",
         "diverged",

@@ -270,7 +270,10 @@ def test_an_inconclusive_search_changes_nothing_and_says_so(tmp_path, caplog, ca
     (said,) = warnings_of(caplog)
     assert "trials lowers the loss on held-out batches significantly" in said
     assert "training goes on with TrainingArguments.learning_rate=0.0002, unchanged" in said
-    assert "ExpTest: step 6: goes on with learning rate 0.0002 (training arguments)" in capsys.readouterr().out
+    assert (
+        "ExpTest: step 6: goes on with learning rate 0.0002 (TrainingArguments.learning_rate)"
+        in capsys.readouterr().out
+    )
     report = Report.load(tmp_path)
     assert report.starting_rate == 2e-4
     assert "found the learning rate" not in report.summary()
@@ -289,7 +292,7 @@ def test_the_rate_that_was_found_is_printed(tmp_path, capsys, disable_tqdm):
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ExpTest")]
     low, high = (entry["learning_rate"] for entry in callback.history)
     assert high == callback.search.learning_rate
-    assert printed[0] == f"ExpTest: starts with learning rate {low:.2g} (below bound)"
+    assert printed[0] == f"ExpTest: starts with learning rate {low:.2g} (a thirtieth of the upper bound)"
     assert printed[1].startswith("ExpTest: step 4: a look finds a higher rate better (p = ")
     assert printed[1].endswith(f"): learning rate {low:.2g} -> {high:.2g}")
     assert len(printed) == 2

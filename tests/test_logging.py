@@ -152,7 +152,10 @@ def test_nothing_but_the_rate_is_printed_where_silence_is_wanted(tmp_path, capfd
     assert (began["test"], looked["decision"], tested["decision"]) == ("below_bound", "raise", "undecided")
     # One line each: where training starts, and the rate that a later run can start from.
     printed = [f"ExpTest: {line}" for line in descriptions(callback.history)[:2]]
-    assert printed[0] == f"ExpTest: starts with learning rate {began['learning_rate']:.2g} (below bound)"
+    assert (
+        printed[0]
+        == f"ExpTest: starts with learning rate {began['learning_rate']:.2g} (a thirtieth of the upper bound)"
+    )
     assert printed[1] == (
         f"ExpTest: step 20: a look finds a higher rate better (p = {looked['p_value']:.2g}):"
         f" learning rate {began['learning_rate']:.2g} -> {looked['learning_rate']:.2g}"

@@ -83,7 +83,7 @@ def test_summary_says_how_the_rate_was_found():
     lines = make_report(searches=[SEARCH]).summary().splitlines()
     assert lines[:2] == [
         "ExpTest found the learning rate 0.3 while training at step 10.",
-        "At step 10 of 100 it tried rates on the weights of the run, which began below the upper bound 0.9:",
+        "At step 10 of 100 it tried rates on the weights of the run (rate until then 0.03, upper bound 0.9):",
     ]
     assert [line.split(maxsplit=2) for line in lines[3:8]] == [
         ["9.00e-01", "4", "diverged"],
@@ -95,7 +95,7 @@ def test_summary_says_how_the_rate_was_found():
     assert lines[8:10] == [
         "The best of them ends lower than the untouched model (p = 0.002); carried over from 24 steps to the 90 that"
         " were left, it gives 0.3.",
-        "The look took 75 steps in 12 s; then the model was put back as it was.",
+        "The look took 96 steps in 12 s, 20 of them for the upper bound; then the model was put back as it was.",
     ]
 
 
@@ -103,7 +103,7 @@ def test_summary_has_each_look():
     lines = make_report(TWO_LOOKS_HISTORY, [SEARCH, LATER_SEARCH]).summary().splitlines()
     assert lines[0] == "ExpTest found the learning rate 0.3 while training at step 10."
     assert lines[1:10] == make_report(searches=[SEARCH]).summary().splitlines()[1:10]
-    assert lines[10] == "At step 60 of 100 it tried rates on the weights of the run:"
+    assert lines[10] == "At step 60 of 100 it tried rates on the weights of the run (rate until then 0.3):"
     assert [line.split() for line in lines[12:16]] == [
         ["9.00e-01", "14", "0.6250"],
         ["3.00e-01", "14", "0.5000"],
@@ -115,7 +115,7 @@ def test_summary_has_each_look():
         " that were left, it gives 0.1.",
         "The look took 42 steps in 4 s; then the model was put back as it was.",
         "Decisions:",
-        "    starts with learning rate 0.03 (below bound)",
+        "    starts with learning rate 0.03 (a thirtieth of the upper bound)",
         "    step 10: a look finds a higher rate better (p = 0.002): learning rate 0.03 -> 0.3",
         "    step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
         "    step 40: too few or too noisy losses to tell whether the loss falls (p = 0.2 over 20 steps):"
@@ -135,7 +135,7 @@ def test_summary_has_each_look():
 def test_summary_of_a_look_that_keeps_the_rate_gives_none(search, rival):
     history = [start("below_bound", learning_rate=0.03), look(10, "keep", learning_rate=0.03, p_value=0.2)]
     lines = make_report(history, [search]).summary().splitlines()
-    assert "Training went on with a small share of the upper bound along the first update, 0.03." in lines[0]
+    assert "Training went on with a thirtieth of the upper bound along the first update, 0.03." in lines[0]
     (result,) = [line for line in lines if "p = 0.2" in line and not line.startswith(" ")]
     assert result == f"None ends lower than {rival} by more than chance (p = 0.2)."
     assert lines[-1] == "    step 10: a look finds no other rate better (p = 0.2): learning rate stays 0.03"
@@ -165,10 +165,13 @@ def test_summary_of_an_inconclusive_look_after_which_the_rate_stays_claims_none(
     history = [start("below_bound", learning_rate=0.03), look(10, "keep", learning_rate=0.03, p_value=0.9)]
     lines = make_report(history, [search]).summary().splitlines()
     assert lines[0] == (
-        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches."
-        " Training went on with a small share of the upper bound along the first update, 0.03."
+        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches significantly."
+        " Training went on with a thirtieth of the upper bound along the first update, 0.03."
     )
-    assert lines[8:10] == ["The look took 75 steps in 12 s; then the model was put back as it was.", "Decisions:"]
+    assert lines[8:10] == [
+        "The look took 96 steps in 12 s, 20 of them for the upper bound; then the model was put back as it was.",
+        "Decisions:",
+    ]
 
 
 def test_summary_of_a_resumed_run_tells_of_the_look_and_of_the_checkpoint():
@@ -184,7 +187,7 @@ def test_summary_lists_every_decision():
     lines = make_report(searches=[SEARCH]).summary().splitlines()
     assert lines[10:] == [
         "Decisions:",
-        "    starts with learning rate 0.03 (below bound)",
+        "    starts with learning rate 0.03 (a thirtieth of the upper bound)",
         "    step 10: a look finds a higher rate better (p = 0.002): learning rate 0.03 -> 0.3",
         "    step 20: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
         "    step 40: loss still falls (p = 0.01 over 20 steps): learning rate stays 0.3",
@@ -196,16 +199,16 @@ def test_summary_of_an_inconclusive_search_claims_no_rate():
     summary = make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]).summary()
     lines = summary.splitlines()
     assert lines[0] == (
-        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches."
+        "ExpTest tried 4 learning rates and found none that lowers the loss on held-out batches significantly."
         " Training went on with TrainingArguments.learning_rate, 5e-05."
     )
     rates = [line.split()[0] for line in lines[3:8]]
     assert rates == ["9.00e-01", "3.00e-01", "1.00e-01", "3.00e-02", "untouched"]
     assert lines[8:] == [
-        "The look took 75 steps in 12 s; then the model was put back as it was.",
+        "The look took 96 steps in 12 s, 20 of them for the upper bound; then the model was put back as it was.",
         "Decisions:",
-        "    starts with learning rate 0.03 (below bound)",
-        "    step 10: goes on with learning rate 5e-05 (training arguments)",
+        "    starts with learning rate 0.03 (a thirtieth of the upper bound)",
+        "    step 10: goes on with learning rate 5e-05 (TrainingArguments.learning_rate)",
     ]
 
 
@@ -222,7 +225,7 @@ def test_summary_of_an_inconclusive_search_claims_no_rate():
         ),
         (
             make_report([start("below_bound", 0.02)]),
-            "Training started from a small share of the upper bound along the first update, 0.02: there was no look at"
+            "Training started from a thirtieth of the upper bound along the first update, 0.02: there was no look at"
             " other rates.",
         ),
         (
@@ -250,7 +253,7 @@ def test_summary_without_decisions():
     [
         (
             {"decision": "start", "test": "first_update_bound"},
-            "step 400: goes on with learning rate 0.1 (first update bound)",
+            "step 400: goes on with learning rate 0.1 (the upper bound)",
         ),
         (
             {"decision": "detected", "test": "exponential_decay"},
@@ -284,9 +287,12 @@ def test_summary_without_decisions():
         ),
         (
             {"decision": "start", "test": "training_arguments", "p_value": None},
-            "step 400: goes on with learning rate 0.1 (training arguments)",
+            "step 400: goes on with learning rate 0.1 (TrainingArguments.learning_rate)",
         ),
-        ({"decision": "start", "test": "below_bound", "step": 0}, "starts with learning rate 0.1 (below bound)"),
+        (
+            {"decision": "start", "test": "below_bound", "step": 0},
+            "starts with learning rate 0.1 (a thirtieth of the upper bound)",
+        ),
     ],
 )
 def test_decisions_in_words(changes, text):
@@ -373,11 +379,11 @@ def test_a_look_alone_has_its_rate_and_no_decisions(tmp_path):
 @pytest.mark.parametrize(
     ("search", "last"),
     [
-        (INCONCLUSIVE_SEARCH, "The look took 75 steps"),
+        (INCONCLUSIVE_SEARCH, "The look took 96 steps"),
         # Conclusive at 5 %, but not at the level that the user asked for.
         (
             dataclasses.replace(SEARCH, trials=[*3 * [SEARCH.trials[0]], SEARCH.trials[3]], alpha=1e-3),
-            "The look took 75 steps",
+            "The look took 96 steps",
         ),
     ],
 )

@@ -64,8 +64,8 @@ def test_a_rate_that_was_found_or_given_can_be_reused(tmp_path, report, rate):
     ("report", "words"),
     [
         (make_report(FALLBACK_HISTORY, [INCONCLUSIVE_SEARCH]), "TrainingArguments.learning_rate, 5e-05"),
-        (make_report([start("below_bound", 0.02)]), "a small share of the upper bound along the first update, 0.02"),
-        (make_report([start("below_bound", 0.02), look(10, "keep", 0.02, 0.2)]), "a small share of the upper bound"),
+        (make_report([start("below_bound", 0.02)]), "a thirtieth of the upper bound along the first update, 0.02"),
+        (make_report([start("below_bound", 0.02), look(10, "keep", 0.02, 0.2)]), "a thirtieth of the upper bound"),
         (make_report([start("first_update_bound", 0.2)]), "the upper bound along the first update, 0.2"),
         (make_report([start("checkpoint", 0.02)], config=GIVEN), "the learning rate of a checkpoint, 0.02"),
         (look_alone(INCONCLUSIVE_SEARCH), "the learning rate that a look found, nan"),

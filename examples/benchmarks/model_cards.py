@@ -108,7 +108,7 @@ Apache-2.0, as the base model.
 
 ## Training
 
-AdamW, {num_steps} steps of 16 texts, 64 tokens at most, weight decay 0.01, seed {SEED}; the search took
+AdamW, {num_steps} steps of 16 texts, 64 tokens at most, weight decay 0.01, seed {SEED}; its look took
 {0 if report.search is None else report.search.num_steps} steps more.
 
 ### Framework versions
