@@ -255,6 +255,12 @@ class ExpTestCallback(TrainerCallback):
             warn_of_replaced(trainer)
             if self._reused is not None:
                 self._start_as_before(self._reused, trainer, scheduler)
+        if state.global_step > 0:
+            # The run that left the checkpoint has told what it decided.
+            self._num_reported = len(self.history)
+            if state.is_world_process_zero:
+                rate = f"{self.learning_rate:.2g}"
+                _print(f"ExpTest: resumes at step {state.global_step} with learning rate {rate}", args)
         self._looks.look_if_due()
         self._signal.clear()
         self._report(state, args)
@@ -372,8 +378,7 @@ class ExpTestCallback(TrainerCallback):
             say = logger.warning if is_doubtful else logger.info
             say(message)
             if entry["decision"] not in ("continue", "undecided"):
-                # Also where there is no bar: the rate is what a later run can start from.
-                print(message) if args.disable_tqdm else tqdm.write(message)
+                _print(message, args)
 
     def report(self) -> Report:
         """What happened so far, with everything that is needed to draw it again."""
@@ -391,6 +396,11 @@ class ExpTestCallback(TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Hyper-parameter search pickles callbacks; the Trainer connects a copy anew.
         return {**self.__dict__, "_trainer": None, "_scheduler": None, "_looks": None}
+
+
+def _print(message: str, args: TrainingArguments) -> None:
+    """Also where there is no bar: the rate is what a later run can start from."""
+    print(message) if args.disable_tqdm else tqdm.write(message)
 
 
 def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:

@@ -4,6 +4,7 @@
 """Stopping and resuming is as if training had never stopped."""
 
 import json
+import math
 from pathlib import Path
 
 import forks
@@ -14,6 +15,7 @@ from toys import StopAt, assert_same_weights, language_data, language_model, mak
 from transformers import PretrainedConfig
 
 from hf_exptest import ExpTestCallback
+from hf_exptest.report import descriptions
 
 # 80 steps: warm-up to 8, windows of 30 to 68, cool-down.
 PHASES = {"warm-up": 5, "TUNE": 21, "between two windows": 38, "TUNE, later": 50, "cool-down": 73}
@@ -106,6 +108,21 @@ def test_a_run_with_a_look_continues_bit_for_bit(tmp_path, whole, moment):
         assert found.num_steps > sum(len(trial.curve) for trial in found.trials)
     else:
         assert callback.search is None
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_a_resumed_run_tells_its_rate_and_what_it_decides(tmp_path, capsys, disable_tqdm):
+    make(tmp_path, [look(), StopAt(20)], save_steps=20, disable_tqdm=disable_tqdm).train()
+    capsys.readouterr()
+    callback = look()
+    trainer = make(tmp_path, [callback], save_strategy="no", disable_tqdm=disable_tqdm)
+    # A loss that is lost, so that there is something to decide.
+    trainer.compute_loss = lambda model, inputs, **kwargs: math.nan * model(**inputs)["loss"]
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ExpTest")]
+    assert [entry["step"] for entry in callback.history[:3]] == [0, 8, 22]
+    assert printed[0] == f"ExpTest: resumes at step 20 with learning rate {callback.history[1]['learning_rate']:.2g}"
+    assert printed[1:] == [f"ExpTest: {line}" for line in descriptions(callback.history)[2:]]
 
 
 def test_a_found_rate_is_not_looked_for_again(tmp_path, monkeypatch):
