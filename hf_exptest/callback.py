@@ -414,6 +414,7 @@ def _report(trainer: Trainer, scheduler: ExpTestScheduler) -> Report:
         losses=[row["loss"] for row in rows],
         learning_rates=[row["learning_rate"] for row in rows],
         setup=setup_of(trainer, scheduler.optimizer),
+        num_steps_made=trainer.state.global_step,
     )
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .report import FIGURE_NAME, Report, report_file, short_source
+from .report import FIGURE_NAME, Report, report_file, short_source, steps_made
 
 _COLUMNS = (
     "run",
@@ -41,7 +41,7 @@ def compare(folders: Sequence[str]) -> str:
         rows.append(
             (
                 folder,
-                str(report.num_training_steps),
+                steps_made(report),
                 str(sum(search.num_steps for search in report.searches)),
                 f"{report.starting_rate:.2g}",
                 short_source(report.rate_source),

@@ -84,6 +84,7 @@ class Report:
         steps (`list[int]`), losses (`list[float]`), learning_rates (`list[float]`): of each logged step.
         setup (`dict`): what the rate depends on: `model`, `name_or_path`, `trainable_parameters`, `optimizer`,
             `weight_decay`, `total_batch_size`; empty in files of earlier releases.
+        num_steps_made (`int` or `None`): optimizer steps made so far; `None` in files of earlier releases.
 
     Example:
 
@@ -106,6 +107,7 @@ class Report:
     losses: list[float]
     learning_rates: list[float]
     setup: dict[str, Any] = field(default_factory=dict)
+    num_steps_made: int | None = None
 
     @property
     def starting_rate(self) -> float:
@@ -132,6 +134,12 @@ class Report:
     def is_look_alone(self) -> bool:
         """Whether nothing was trained: a training that looks has the rate it began with in its history by then."""
         return bool(self.searches) and not self.history
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the training is known to have made fewer steps than planned: it was stopped, or still runs."""
+        is_known = self.num_steps_made is not None and not self.is_look_alone
+        return is_known and self.num_steps_made != self.num_training_steps
 
     @property
     def _start(self) -> tuple[float, str]:
@@ -185,11 +193,13 @@ class Report:
         Say in plain text why the learning rate is what it is.
 
         Returns:
-            `str`: the rate and its source, each look (trials, test, cost), then one line a decision.
+            `str`: the rate and its source, how far a training came that is not at its end, each look (trials, test,
+                cost), then one line a decision.
         """
+        progress = [f"Training has made {steps_made(self)} steps."] if self.is_unfinished else []
         looks = [line for search in self.searches for line in _search_lines(search)]
         decisions = [] if self.is_look_alone else _decision_lines(self.history)
-        return "\n".join([start_sentence(self), *looks, *decisions])
+        return "\n".join([start_sentence(self), *progress, *looks, *decisions])
 
     def save(self, folder: str | Path) -> None:
         """Write `exptest.json`, in place of an older one."""
@@ -374,6 +384,12 @@ def start_sentence(report: Report) -> str:
         # Before the checkpoint that training went on from.
         result = f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}"
     return f"ExpTest {result}. Training went on with {source_in_words(report)}, {report.starting_rate:.3g}."
+
+
+def steps_made(report: Report) -> str:
+    """The steps of a run; also those that were planned, if they are others."""
+    planned = str(report.num_training_steps)
+    return f"{report.num_steps_made} of {planned}" if report.is_unfinished else planned
 
 
 def source_in_words(report: Report) -> str:

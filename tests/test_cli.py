@@ -33,6 +33,7 @@ REPORTS = {
     "given": make_report([entry(60, "decay", learning_rate=0.25)], config=GIVEN),
     "unlogged": dataclasses.replace(make_report([], config=GIVEN), steps=[], losses=[], learning_rates=[]),
     "alone": look_alone(),
+    "stopped": dataclasses.replace(make_report(searches=[SEARCH]), num_steps_made=18),
 }
 
 
@@ -43,7 +44,7 @@ def _folders(tmp_path, monkeypatch):
         report.save(name)
 
 
-@pytest.mark.parametrize("name", ["found", "fallback", "two", "below", "alone"])
+@pytest.mark.parametrize("name", ["found", "fallback", "two", "below", "alone", "stopped"])
 def test_show_prints_the_summary(capsys, name):
     main(["show", name])
     assert capsys.readouterr().out == REPORTS[name].summary() + "\n"
@@ -82,6 +83,7 @@ def test_compare_has_the_rates_that_were_used_and_where_they_are_from(capsys):
         ["given", "100", "0", "0.7", "given", "1", "0.25", "0.6111", "0.0101"],
         ["unlogged", "100", "0", "0.7", "given", "0", "0.7", "not logged", "not logged"],
         ["alone", "100", "96", "0.3", "a look", "0", "0.3", "not trained", "not trained"],
+        ["stopped", "18 of 100", "96", "0.3", "a look", "1", "0.1", "0.6111", "0.0101"],
     ]
 
 

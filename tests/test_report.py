@@ -27,7 +27,7 @@ from reports import (
     make_report,
     start,
 )
-from toys import make_trainer
+from toys import StopAt, make_trainer
 from transformers import TrainerCallback
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, Report
@@ -97,6 +97,32 @@ def test_summary_says_how_the_rate_was_found():
         " were left, it gives 0.3.",
         "The look took 96 steps in 12 s, 20 of them for the upper bound; then the model was put back as it was.",
     ]
+
+
+def test_summary_says_how_far_a_training_came_that_is_not_at_its_end():
+    found = make_report(searches=[SEARCH])
+    lines = dataclasses.replace(found, num_steps_made=18).summary().splitlines()
+    assert lines.pop(1) == "Training has made 18 of 100 steps."
+    assert lines == found.summary().splitlines()
+    assert dataclasses.replace(found, num_steps_made=100).summary() == found.summary()
+    # The steps of a finder are undone.
+    assert dataclasses.replace(look_alone(), num_steps_made=10).summary() == look_alone().summary()
+
+
+@pytest.mark.parametrize(("stop", "words"), [(12, ["Training has made 12 of 40 steps."]), (40, [])])
+def test_a_training_that_was_stopped_says_so(tmp_path, stop, words):
+    make_trainer(tmp_path, [ExpTestCallback(), StopAt(stop)]).train()
+    assert [line for line in Report.load(tmp_path).summary().splitlines() if "has made" in line] == words
+
+
+def test_files_of_before_do_not_say_how_far_a_training_came(tmp_path):
+    dataclasses.replace(make_report(), num_steps_made=18).save(tmp_path)
+    file = tmp_path / "exptest.json"
+    values = json.loads(file.read_text())
+    assert values.pop("num_steps_made") == 18
+    file.write_text(json.dumps(values))
+    assert Report.load(tmp_path) == make_report()
+    assert not Report.load(tmp_path).is_unfinished
 
 
 def test_summary_has_each_look():
