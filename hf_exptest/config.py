@@ -31,8 +31,8 @@ class ExpTestConfig:
             Whether to look at other rates at the end of the warm-up, and when a test asks for it. Without, training
             starts from the upper bound along the first update, and DETECT lowers it. Of no effect outside the Trainer.
         search_budget (`float`, *optional*, defaults to 0.15):
-            Optimizer steps that all looks may take, as a share of the training steps. Short runs get up to 40 % of
-            their steps, at most 120, since fewer say nothing.
+            Optimizer steps that all looks may take, on top of the training steps and as a share of them. Short runs
+            get up to 40 %, at most 120 steps, and any run some 62, since fewer say nothing.
         warmup (`float`, *optional*, defaults to 0.1):
             Share of the training steps in which the learning rate rises linearly to its value; before a look, to one
             that is low, in five of them. 0 turns it off.

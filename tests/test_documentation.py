@@ -20,7 +20,7 @@ from toys import ToyClassifier, classification_data, make_args, make_trainer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_exptest
-from hf_exptest import ExpTestArgumentsMixin, ExpTestCallback, cli, run
+from hf_exptest import ExpTestArgumentsMixin, ExpTestCallback, ExpTestConfig, cli, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,6 +156,14 @@ def test_every_snippet_of_the_readme_and_the_guide_is_tested():
 
 def test_the_readme_can_be_read_in_three_minutes():
     assert len(README.splitlines()) <= 150
+
+
+def test_the_guide_has_every_setting_with_its_default():
+    rows = re.findall(r"^\| `(\w+)` \| `?([^`|]+?)`? \|", GUIDE, re.MULTILINE)
+    defaults = {name: str(default) for name, default in ExpTestConfig().to_dict().items()}
+    assert dict(rows) == defaults | {"beta": "1/3"}
+    flags = [f"exptest_{name}" for name, _ in rows if hasattr(ExpTestArgumentsMixin, f"exptest_{name}")]
+    assert flags == [f"exptest_{name}" for name, _ in rows[:5]]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(ROOT / "examples").rglob("*.md")])
