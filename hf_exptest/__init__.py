@@ -11,7 +11,7 @@ from .finder import find_learning_rate
 from .report import Report
 from .scheduler import ExpTestScheduler
 from .search import LearningRateSearch
-from .statistics import TestResult, exponential_decay_test, slope_test
+from .statistics import ExponentialDecayResult, SlopeResult, TestResult, exponential_decay_test, slope_test
 from .training_args import ExpTestArgumentsMixin, ExpTestTrainingArguments
 from .trial import Trial
 
@@ -24,8 +24,10 @@ __all__ = [
     "ExpTestController",
     "ExpTestScheduler",
     "ExpTestTrainingArguments",
+    "ExponentialDecayResult",
     "LearningRateSearch",
     "Report",
+    "SlopeResult",
     "TestResult",
     "Trial",
     "exponential_decay_test",

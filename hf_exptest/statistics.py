@@ -62,6 +62,13 @@ class ExponentialDecayResult(TestResult):
         amplitude (`float`): In units of the loss; positive for a decay, 0.0 if no decay was found.
         rate (`float`): In one over the unit of `times`; 0.0 if no decay was found.
         asymptote (`float`): In units of the loss; the mean loss if no decay was found.
+
+    Example:
+
+        >>> from hf_exptest import exponential_decay_test
+        >>> result = exponential_decay_test([1 + 0.5**step for step in range(10)])
+        >>> round(result.amplitude, 3), round(result.rate, 3), round(result.asymptote, 3)
+        (1.0, 0.693, 1.0)
     """
 
     amplitude: float
@@ -80,6 +87,15 @@ class SlopeResult(TestResult):
             losses unless the autocorrelation was asked for.
         standard_error (`float`): Of the slope, in its unit; NaN where no slope could be fitted.
         degrees_of_freedom (`float`): Of the t-test.
+
+    Example:
+
+        >>> from hf_exptest import slope_test
+        >>> result = slope_test([2.0, 1.7, 1.5, 1.0, 1.1])
+        >>> round(result.slope, 2), result.effective_sample_size
+        (-0.25, 5.0)
+        >>> result.p_value < 0.05, result.p_value_of_fall(0.5) < 0.05
+        (True, True)
     """
 
     slope: float
