@@ -29,8 +29,8 @@ MUTANTS = [
     (
         "one loss that is not finite is no divergence",
         "controller.py",
-        "_DIVERGED_AFTER = 2",
-        "_DIVERGED_AFTER = 1",
+        "\nDIVERGED_AFTER = 2",
+        "\nDIVERGED_AFTER = 1",
         "tests/test_faults.py -k one_bad_loss",
     ),
     (
@@ -85,8 +85,8 @@ MUTANTS = [
     (
         "counters that are iterators come back",
         "places.py",
-        "self.copy = _copy(value) if isinstance(value, _COPYABLE) else value",
-        "self.copy = value",
+        "_copy(self._copies[i]) if i in self._copies else value for",
+        "value for",
         "tests/test_put_back.py -k counters",
     ),
     (
@@ -148,8 +148,8 @@ MUTANTS = [
     (
         "generators in closures come back",
         "places.py",
-        "            values = dict(_closure(value))\n",
-        "            values = {}\n",
+        "            values = dict(_closure(value)) | dict",
+        "            values = dict",
         "tests/test_put_back.py -k closure",
     ),
     (
@@ -204,8 +204,8 @@ MUTANTS = [
     (
         "losses that exist only in training mode",
         "stage.py",
-        "self._in_training_mode, self._with_grad = self._first_that_works()",
-        "self._in_training_mode, self._with_grad = False, False",
+        "        self._model.train(self._in_training_mode)\n",
+        "        self._model.train(False)\n",
         "tests/test_invisible.py -k only_in_training",
     ),
     (
@@ -351,7 +351,7 @@ MUTANTS = [
     (
         "iterators that stood in are gone",
         "places.py",
-        "        self._restore(lambda kept: kept.value)\n",
+        "        self._restore(_Items.with_originals)\n",
         "        pass\n",
         "tests/test_put_back.py -k stand_in",
     ),
@@ -508,6 +508,69 @@ MUTANTS = [
         "        num_steps_made=trainer.state.global_step,\n",
         "",
         "tests/test_report.py -k stopped",
+    ),
+    (
+        "what the thread of a callback does stays done",
+        "snapshot.py",
+        "    for callback in gradient_callbacks(callbacks):\n",
+        "    for callback in callbacks:\n",
+        "tests/test_put_back.py -k thread",
+    ),
+    (
+        "what cannot be put back is an error",
+        "snapshot.py",
+        "        if self.places.failed:\n",
+        "        if False:\n",
+        "tests/test_put_back.py -k cannot_be_put_back_ends",
+    ),
+    (
+        "what others fill can be read only once",
+        "places.py",
+        "        if is_data and type(value).__module__ in _CHANNELS:\n",
+        "        if False:\n",
+        "tests/test_put_back.py -k only_once",
+    ),
+    (
+        "a cache forgets in the same order",
+        "places.py",
+        "    if not _is_same(mapping, keys):\n",
+        "    if False:\n",
+        "tests/test_put_back.py -k cache",
+    ),
+    (
+        "a batch without labels is not held out",
+        "stage.py",
+        "[math.isfinite(loss) for loss in losses] if",
+        "[True for loss in losses] if",
+        "tests/test_search.py -k without_labels",
+    ),
+    (
+        "a placeholder is no loss",
+        "stage.py",
+        "math.isfinite(loss) and loss != 0 for",
+        "True for",
+        "tests/test_search.py -k training_alone",
+    ),
+    (
+        "where nobody gave a rate, a run keeps its start",
+        "look.py",
+        "not is_rate_given(trainer.args, scheduler.given_rate)",
+        "False",
+        "tests/test_search.py -k no_rate_was_given",
+    ),
+    (
+        "a first look trusts no trial for one batch",
+        "search.py",
+        "_without_lucky_ones(trials, stage.untouched, config.alpha) if is_start else trials",
+        "trials",
+        "tests/test_search.py -k one_batch_alone",
+    ),
+    (
+        "a training whose losses are not seen ends at once",
+        "callback.py",
+        "        if not self._sees_losses:\n",
+        "        if False:\n",
+        "tests/test_callback.py -k without_a_loss",
     ),
     (
         "processes that disagree say so",
