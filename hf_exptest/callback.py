@@ -204,8 +204,9 @@ class ExpTestCallback(TrainerCallback):
         if not self._is_in(trainer):
             return create_scheduler(num_training_steps, optimizer)
         if trainer.lr_scheduler is not None and optimizer is None:
-            # It may have come since the callback was connected.
-            check_trainer(trainer)
+            if self._scheduler is None:
+                # Not ours, which DeepSpeed wraps: it has come since the callback was connected.
+                check_trainer(trainer)
             return trainer.lr_scheduler
         chosen = trainer.optimizer if optimizer is None else optimizer
         assert chosen is not None

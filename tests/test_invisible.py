@@ -36,8 +36,8 @@ class Talking(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         if model.training:
-            self.parts.append(float(outputs["loss"]))
-            self.log({"part": float(outputs["loss"])})
+            self.parts.append(float(outputs["loss"].detach()))
+            self.log({"part": float(outputs["loss"].detach())})
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
 
