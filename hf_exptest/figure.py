@@ -171,7 +171,7 @@ def plot_loss(report: _Report, ax: Axes) -> Axes:
     if not smoothed:
         ax.text(0.5, 0.5, "no loss was logged", transform=ax.transAxes, ha="center", va="center")
         ax.set_yticks([])
-    if smoothed == list(report.losses):
+    elif smoothed == list(report.losses):
         # Too few to smooth. With markers, since a single one makes no line.
         ax.plot(report.steps, smoothed, color=_BLACK, linewidth=2.2, marker=".", label="loss")
     else:
