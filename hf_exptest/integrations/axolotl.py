@@ -60,8 +60,8 @@ class ExpTestArgs(BaseModel):
     What the plugin adds to Axolotl's config.
 
     Args:
-        exptest (`dict`, *optional*): `preset`, `alpha`, `beta` and `learning_rate`, as in [`ExpTestArgumentsMixin`],
-            where their names begin with `exptest_`.
+        exptest (`dict`, *optional*): `preset`, `alpha`, `beta`, `learning_rate`, `reuse` and `search_budget`, as in
+            [`ExpTestArgumentsMixin`], where their names begin with `exptest_`.
     """
 
     exptest: ExpTestOptions | None = None  # type: ignore[valid-type]
