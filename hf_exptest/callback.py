@@ -203,10 +203,10 @@ class ExpTestCallback(TrainerCallback):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if not self._is_in(trainer):
             return create_scheduler(num_training_steps, optimizer)
+        if trainer.lr_scheduler is not None and self._scheduler is None and not trainer.is_deepspeed_enabled:
+            # Neither ours nor DeepSpeed's stand-in: it has come since the callback was connected.
+            check_trainer(trainer)
         if trainer.lr_scheduler is not None and optimizer is None:
-            if self._scheduler is None:
-                # Not ours, which DeepSpeed wraps: it has come since the callback was connected.
-                check_trainer(trainer)
             return trainer.lr_scheduler
         chosen = trainer.optimizer if optimizer is None else optimizer
         assert chosen is not None

@@ -244,7 +244,9 @@ def test_what_trains_with_the_rate_that_was_found(own, arguments, command):
 
 
 def test_find_after_the_script_is_told_where_it_stands(launch, script, capsys):
-    script.write_text("from transformers import *; HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()")
+    names = "HfArgumentParser, TrainingArguments"
+    parse = "HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()"
+    script.write_text(f"from transformers import {names}; {parse}")
     with pytest.raises(SystemExit) as exit_info:
         launch(script, "--find")
     assert exit_info.value.code.startswith(
