@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -96,25 +97,25 @@ def _is_any(trainer: Trainer, names: set[str]) -> bool:
 
 def is_rate_given(args: TrainingArguments, learning_rate: float) -> bool:
     """Whether somebody chose the rate of the optimizer, rather than leave it at the default of the arguments."""
-    (default,) = (field.default for field in dataclasses.fields(args) if field.name == "learning_rate")
-    return learning_rate != default
+    return bool(learning_rate != _defaults(args)["learning_rate"])
 
 
 def warn_of_replaced(trainer: Trainer, but_for: Sequence[str] = ()) -> None:
-    """Say once what the arguments ask for that ExpTest replaces, `but_for` some of it."""
-    replaced = [text for text in replaced_arguments(trainer.args) if text.partition("=")[0] not in but_for]
-    if replaced and trainer.is_world_process_zero():
-        verb = "is" if len(replaced) == 1 else "are"
-        logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
-
-
-def replaced_arguments(args: TrainingArguments) -> list[str]:
-    """What `args` say of the learning rate that is not the default and that ExpTest replaces, as `name=value`."""
-    defaults = {field.name: field.default for field in dataclasses.fields(args) if field.name in _REPLACED}
-    values = {name: getattr(args, name) for name in _REPLACED if name in defaults}
-    return [
+    """Say what the arguments ask for, beside the default, that ExpTest replaces, `but_for` some of it."""
+    defaults = _defaults(trainer.args)
+    values = {name: getattr(trainer.args, name) for name in defaults if name not in but_for}
+    replaced = [
         f"{name}={getattr(value, 'value', value)!r}"
         for name, value in values.items()
         # An empty dict, 0 or None stands for no value, whatever the default.
         if value and value != defaults[name]
     ]
+    if replaced and trainer.is_world_process_zero():
+        verb = "is" if len(replaced) == 1 else "are"
+        logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
+
+
+def _defaults(args: TrainingArguments) -> dict[str, Any]:
+    """Default of each of the arguments that ExpTest replaces, as far as this class of arguments has them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    return {name: defaults[name] for name in _REPLACED if name in defaults}

@@ -170,9 +170,14 @@ class Looks:
             why = f"{type(error).__name__}: {error}"
             logger.debug("The error that ended the look:", exc_info=True)
         scheduler.bound = None
-        is_found = bool(scheduler.history) and scheduler.history[-1]["decision"] == "look"
-        if is_found or (scheduler.history and not is_rate_given(trainer.args, scheduler.given_rate)):
-            rate, source = scheduler.learning_rate, "the present rate" if is_found else "the starting rate"
+        hint = ""
+        if scheduler.history and scheduler.history[-1]["decision"] == "look":
+            # An earlier look has found it.
+            rate, source = scheduler.learning_rate, "the present rate"
+            scheduler.move(rate, "look", p_value)
+        elif scheduler.history and not is_rate_given(trainer.args, scheduler.given_rate):
+            rate, source = scheduler.learning_rate, "the starting rate"
+            hint = " A learning_rate in TrainingArguments would be used now."
             scheduler.move(rate, "look", p_value)
         else:
             # An optimizer that the user has made may have a rate of its own.
@@ -186,8 +191,7 @@ class Looks:
         if trainer.is_world_process_zero():
             logger.warning(
                 f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
-                f" {source}={rate}, unchanged."
-                + (" A learning_rate in TrainingArguments would be used now." if source == "the starting rate" else "")
+                f" {source}={rate}, unchanged.{hint}"
             )
 
     def _warn_of_replaced(self) -> None:
