@@ -206,9 +206,10 @@ class Places:
         return list(values.items())
 
     def _keep_file(self, name: str, file: io.IOBase, is_data: bool) -> list[tuple[str, Any]]:
+        if file.closed or not file.readable():
+            return []
         # A file that is written to is the user's log, not a source of data; but one in memory may be either.
-        is_log = not file.closed and file.writable() and not (is_data and isinstance(file, _IN_MEMORY))
-        if file.closed or not file.readable() or is_log:
+        if file.writable() and not (is_data and isinstance(file, _IN_MEMORY)):
             return []
         try:
             self._undo_by(name, functools.partial(_restore_file, file, file.tell()))

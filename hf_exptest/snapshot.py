@@ -52,7 +52,8 @@ class Snapshot:
 
     Args:
         trainer ([`~transformers.Trainer`]): after its `create_optimizer`.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): the Trainer's, whose state is kept too.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): the Trainer's; the state of those that a step calls is
+            kept too.
 
     Raises:
         `NotRestored`: on leaving, naming what has changed without having been copied.

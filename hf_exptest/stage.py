@@ -147,9 +147,11 @@ class Stage:
         self._eval_batches, self._train_batches = batches[:num_eval], batches[num_eval:] or batches
         losses = self._first_losses()
         # A batch without labels has no loss, whatever the weights.
-        has_loss = [math.isfinite(loss) for loss in losses] if np.isfinite(losses).any() else [True] * num_eval
-        self._eval_batches = list(itertools.compress(self._eval_batches, has_loss))
-        self.untouched = list(itertools.compress(losses, has_loss))
+        has_loss = np.isfinite(losses)
+        if has_loss.any():
+            self._eval_batches = list(itertools.compress(self._eval_batches, has_loss))
+            losses = list(itertools.compress(losses, has_loss))
+        self.untouched = losses
 
     def bound(self) -> float:
         """
@@ -158,18 +160,17 @@ class Stage:
         Raises:
             `NoEffect`: if no first step changes a loss.
         """
-        losses = self._evaluate(self._train_batches)
+        with_losses = zip(self._evaluate(self._train_batches), self._train_batches, strict=True)
+        finite = [(loss, batch) for loss, batch in with_losses if math.isfinite(loss)]
         # A batch without a loss can only get one, so it says nothing of where it would be lowest.
-        order = [place for place in range(len(losses)) if math.isfinite(losses[place])]
-        order.sort(key=lambda place: losses[place] == 0)
-        for number, place in enumerate(order[:_MAX_IDLE_BATCHES], start=1):
-            batch = self._train_batches[place]
+        batches = [batch for _, batch in sorted(finite, key=lambda pair: pair[0] == 0)]
+        for number, batch in enumerate(batches[:_MAX_IDLE_BATCHES], start=1):
             if self._loss_after_a_step(1.0, batch) != self._loss_after_a_step(0.0, batch):
                 # A search that has to end with an error ends soon.
                 self._snapshot.check()
                 bound = ray_bound(lambda rate, batch=batch: self._loss_after_a_step(rate, batch))  # type: ignore[misc]
                 # One batch may bear fifty times the rate of another; a second one says which it is.
-                other = self._train_batches[order[number % len(order)]]
+                other = batches[number % len(batches)]
                 bound = min(
                     (bound, bound / 3, bound / 10, bound / 30),
                     key=lambda rate: (self._loss_after_a_step(rate, other), rate),
