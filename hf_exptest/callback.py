@@ -29,19 +29,12 @@ from .look import Looks
 from .loss_signal import LossSignal
 from .model_card import add_to_card_file
 from .processes import same_on_all
-from .report import (
-    REPORT_NAME,
-    Report,
-    descriptions,
-    log_values,
-    search_from_dict,
-    search_to_dict,
-    write,
-)
+from .report import REPORT_NAME, Report, log_values, search_from_dict, search_to_dict, write
 from .reuse import doubts, setup_of, with_reused_rate
 from .scheduler import ExpTestScheduler
 from .search import LearningRateSearch
 from .training_args import ExpTestArgumentsMixin
+from .words import descriptions
 
 logger = logging.get_logger(__name__)
 

@@ -16,7 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .report import FIGURE_NAME, Report, report_file, short_source, steps_made
+from .report import FIGURE_NAME, Report, report_file
+from .words import short_source, steps_made
 
 _COLUMNS = (
     "run",

@@ -9,15 +9,8 @@ import re
 from pathlib import Path
 
 from .config import ExpTestConfig
-from .report import (
-    FIGURE_NAME,
-    Report,
-    descriptions,
-    result_sentences,
-    start_sentence,
-    trial_rows,
-    trials_sentence,
-)
+from .report import FIGURE_NAME, Report
+from .words import descriptions, result_sentences, start_sentence, trial_rows, trials_sentence
 
 
 def card_schedule(config: ExpTestConfig) -> str:

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_exptest authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happened in one run: values for the log, a text, and a file with everything that they, the figure and the model
-card need."""
+"""What happened in one run: a file with everything that its text, its figure and the model card need, and values for
+the log."""
 
 from __future__ import annotations
 
@@ -22,44 +22,13 @@ from transformers.utils import logging
 from .config import ExpTestConfig
 from .search import LearningRateSearch
 from .trial import Trial
+from .words import SOURCES, summary_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 logger = logging.get_logger(__name__)
 
-_VERDICTS = {
-    ("exponential_decay", "detected"): "loss decays exponentially",
-    ("exponential_decay", "decay"): "loss does not decay exponentially",
-    ("slope", "continue"): "loss still falls",
-    ("slope", "undecided"): "too few or too noisy losses to tell whether the loss falls",
-    ("slope", "look"): "loss no longer falls, time for a look",
-    ("slope", "decay"): "loss no longer falls",
-    ("divergence", "decay"): "loss is not finite, so the weights may be lost",
-}
-_LOOKS = {
-    "raise": "a look finds a higher rate better",
-    "lower": "a look finds a lower rate better",
-    "keep": "a look finds no other rate better",
-}
-# Where the starting rate is from, by the history's word for it, and by ours for a rate that is not in the history.
-_SOURCES = {
-    "search": "the learning rate that a look found",
-    "below_bound": "a thirtieth of the upper bound along the first update",
-    "training_arguments": "TrainingArguments.learning_rate",
-    "optimizer": "the optimizer's own learning rate",
-    "first_update_bound": "the upper bound along the first update",
-    "checkpoint": "the learning rate of a checkpoint",
-    "given": "the given learning rate",
-    "reused": "the learning rate of an earlier run",
-}
-# The same in a few words, where the history's own are not.
-_SHORT_SOURCES = {
-    "search": "a look",
-    "below_bound": "a thirtieth of the upper bound",
-    "training_arguments": "TrainingArguments.learning_rate",
-    "first_update_bound": "the upper bound",
-}
 REPORT_NAME = "exptest.json"
 FIGURE_NAME = "exptest.png"
 REPORT_VERSION = 5
@@ -196,10 +165,7 @@ class Report:
             `str`: the rate and its source, how far a training came that is not at its end, each look (trials, test,
                 cost), then one line a decision.
         """
-        progress = [f"Training has made {steps_made(self)} steps."] if self.is_unfinished else []
-        looks = [line for search in self.searches for line in _search_lines(search)]
-        decisions = [] if self.is_look_alone else _decision_lines(self.history)
-        return "\n".join([start_sentence(self), *progress, *looks, *decisions])
+        return "\n".join(summary_lines(self))
 
     def save(self, folder: str | Path) -> None:
         """Write `exptest.json`, in place of an older one."""
@@ -298,8 +264,8 @@ def _report(values: dict[str, Any]) -> Report:
     for entry in report.history:
         if not _ENTRY_KEYS <= entry.keys():
             raise ValueError(f"its history lacks {sorted(_ENTRY_KEYS - entry.keys())} in {entry}.")
-    if report.rate_source not in _SOURCES:
-        raise ValueError(f"it has a learning rate from {report.rate_source!r}, not one of {sorted(_SOURCES)}.")
+    if report.rate_source not in SOURCES:
+        raise ValueError(f"it has a learning rate from {report.rate_source!r}, not one of {sorted(SOURCES)}.")
     return report
 
 
@@ -317,40 +283,6 @@ def _floats(values: Sequence[float | None]) -> list[float]:
     return [math.inf if value is None else value for value in values]
 
 
-def describe(entry: dict[str, Any], previous: dict[str, Any] | None = None) -> str:
-    """One line for one entry of `history`, given the entry before it."""
-    rate = f"{entry['learning_rate']:.2g}"
-    if entry["decision"] == "start":
-        return f"{_when(entry)} with learning rate {rate} ({short_source(entry['test'])})"
-    change = f"stays {rate}"
-    if entry["decision"] in ("decay", "raise", "lower"):
-        change = f"becomes {rate}" if previous is None else f"{previous['learning_rate']:.2g} -> {rate}"
-    if entry["test"] == "look":
-        return (
-            f"step {entry['step']}: {_LOOKS[entry['decision']]} (p = {entry['p_value']:.2g}): learning rate {change}"
-        )
-    left_out = f", {entry['left_out']} left out" if entry["left_out"] else ""
-    test = f" (p = {entry['p_value']:.2g} over {entry['window']} steps{left_out})"
-    if entry["test"] == "divergence":
-        test = ""
-    verdict = _VERDICTS[entry["test"], entry["decision"]]
-    return f"step {entry['step']}: {verdict}{test}: learning rate {change}"
-
-
-def short_source(source: str) -> str:
-    """Where a starting rate is from, in a few words, from the history's word for it."""
-    return _SHORT_SOURCES.get(source, source)
-
-
-def _when(entry: dict[str, Any]) -> str:
-    return "starts" if entry["step"] == 0 else f"step {entry['step']}: goes on"
-
-
-def descriptions(history: Sequence[dict[str, Any]]) -> list[str]:
-    """One line an entry of `history`."""
-    return [describe(*pair) for pair in zip(history, [None, *history], strict=False)]
-
-
 def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float]:
     """Numbers for the Trainer's log; text would be refused by TensorBoard."""
     values: dict[str, float] = {
@@ -361,97 +293,3 @@ def log_values(history: Sequence[dict[str, Any]], phase: int) -> dict[str, float
     if tests:
         values |= {"exptest_p_value": tests[-1]["p_value"], "exptest_window": tests[-1]["window"]}
     return values
-
-
-def start_sentence(report: Report) -> str:
-    """Which rate was used, and whether a look found it."""
-    search, source = report.search, report.rate_source
-    if report.is_look_alone and math.isnan(report.starting_rate):
-        return f"ExpTest tried {len(report.searches[0].trials)} learning rates and found none that is better."
-    if report.is_look_alone:
-        return f"ExpTest found the learning rate {report.starting_rate:.3g}, and trained nothing."
-    if source == "search":
-        step = "" if search is None else f" at step {search.step}"
-        return f"ExpTest found the learning rate {report.starting_rate:.3g} while training{step}."
-    started = f"Training started from {source_in_words(report)}, {report.starting_rate:.3g}"
-    if search is None:
-        return f"{started}: there was no look at other rates."
-    result = (
-        f"tried {len(search.trials)} learning rates and found none that lowers the loss on held-out batches"
-        " significantly"
-    )
-    if search.is_conclusive:
-        # Before the checkpoint that training went on from.
-        result = f"found the learning rate {search.learning_rate:.3g} while training at step {search.step}"
-    return f"ExpTest {result}. Training went on with {source_in_words(report)}, {report.starting_rate:.3g}."
-
-
-def steps_made(report: Report) -> str:
-    """The steps of a run; also those that were planned, if they are others."""
-    planned = str(report.num_training_steps)
-    return f"{report.num_steps_made} of {planned}" if report.is_unfinished else planned
-
-
-def source_in_words(report: Report) -> str:
-    """Where the starting rate is from; a run that was resumed need not name the file again."""
-    words = _SOURCES[report.rate_source]
-    is_reused = report.rate_source == "reused" and report.config.reuse is not None
-    return f"{words} ({report.config.reuse})" if is_reused else words
-
-
-def _search_lines(search: LearningRateSearch) -> list[str]:
-    return [
-        trials_sentence(search),
-        "    learning rate   steps   loss on held-out batches",
-        *(f"    {rate:<13}   {steps:>5}   {end}" for rate, steps, end in trial_rows(search)),
-        *result_sentences(search),
-    ]
-
-
-def trials_sentence(search: LearningRateSearch) -> str:
-    """When a look was made, as the heading of its trials."""
-    bound = "" if search.upper_bound is None else f", upper bound {search.upper_bound:.3g}"
-    return (
-        f"At step {search.step} of {search.num_training_steps} it tried rates on the weights of the run"
-        f" (rate until then {search.previous_rate:.3g}{bound}):"
-    )
-
-
-def trial_rows(search: LearningRateSearch) -> list[tuple[str, str, str]]:
-    """Rate, steps made and outcome of each trial, and of none."""
-    trials = sorted(search.trials, key=lambda trial: -trial.learning_rate)
-    rows = [
-        (
-            f"{trial.learning_rate:.2e}",
-            str(len(trial.curve)),
-            f"{trial.end_loss:.4f}" if trial.outcome == "ended" else trial.outcome,
-        )
-        for trial in trials
-    ]
-    return [*rows, ("untouched", "0", f"{np.mean(search.untouched_losses):.4f}")]
-
-
-def result_sentences(search: LearningRateSearch) -> list[str]:
-    """What the trials led to, and what they cost."""
-    # Nobody has chosen the rate below the bound, so the first look does not compare with it.
-    rival = f"the rate until then, {search.previous_rate:.3g}" if search.upper_bound is None else "the untouched model"
-    length, left = search.trials[0].num_steps, search.num_training_steps - search.step
-    if search.p_value < search.alpha:
-        result = (
-            f"The best of them ends lower than {rival} (p = {search.p_value:.2g}); carried over from {length} steps to"
-            f" the {left} that were left, it gives {search.learning_rate:.3g}."
-        )
-    else:
-        result = f"None ends lower than {rival} by more than chance (p = {search.p_value:.2g})."
-    steps = f"{search.num_steps} steps in {search.seconds:.0f} s"
-    if search.upper_bound is not None:
-        num_in_trials = sum(len(trial.curve) for trial in search.trials)
-        steps += f", {search.num_steps - num_in_trials} of them for the upper bound"
-    cost = f"The look took {steps}; then the model was put back as it was."
-    return [result, cost] if search.is_conclusive else [cost]
-
-
-def _decision_lines(history: Sequence[dict[str, Any]]) -> list[str]:
-    if not history:
-        return ["No test was made while training."]
-    return ["Decisions:", *(f"    {line}" for line in descriptions(history))]

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from transformers import Trainer
 
 from .config import ExpTestConfig
-from .report import Report, source_in_words
+from .report import Report
+from .words import source_in_words
 
 # Looked for, or chosen by somebody; the others are what a run makes do with.
 _REUSABLE = ("search", "given", "reused")

@@ -16,7 +16,7 @@ from transformers import PrinterCallback
 
 from hf_exptest import ExpTestCallback
 from hf_exptest.loss_signal import LossSignal
-from hf_exptest.report import descriptions
+from hf_exptest.words import descriptions
 
 KEYS = ("loss", "learning_rate", "exptest_phase", "exptest_decays", "exptest_p_value", "exptest_window")
 # Two windows of thirty steps, from step 20 to 80.

@@ -26,7 +26,7 @@ from transformers import Trainer
 
 from hf_exptest import ExpTestCallback
 from hf_exptest.model_card import add_to_model_card
-from hf_exptest.report import descriptions
+from hf_exptest.words import descriptions
 
 SCHEDULE = "ExpTest, warm-up 10%, cool-down 40% of the steps"
 CARD = """# toy

@@ -32,7 +32,8 @@ from transformers import TrainerCallback
 
 from hf_exptest import ExpTestCallback, ExpTestConfig, Report
 from hf_exptest.cli import main
-from hf_exptest.report import describe, log_values, search_from_dict, search_to_dict, write
+from hf_exptest.report import log_values, search_from_dict, search_to_dict, write
+from hf_exptest.words import describe
 
 
 def test_starting_rate_is_the_one_that_was_used():

@@ -15,7 +15,7 @@ from toys import StopAt, assert_same_weights, language_data, language_model, mak
 from transformers import PretrainedConfig
 
 from hf_exptest import ExpTestCallback
-from hf_exptest.report import descriptions
+from hf_exptest.words import descriptions
 
 # 80 steps: warm-up to 8, windows of 30 to 68, cool-down.
 PHASES = {"warm-up": 5, "TUNE": 21, "between two windows": 38, "TUNE, later": 50, "cool-down": 73}

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toys
 
 from hf_exptest import ExpTestCallback, ExpTestController
-from hf_exptest.report import descriptions
+from hf_exptest.words import descriptions
 
 
 class Said(logging.Handler):
