@@ -34,6 +34,7 @@ PEERS = {
     "ramp finder": "torch_lr_finder",
     "prodigy": "prodigyopt",
     "dadapt": "dadaptation",
+    "mechanic": "mechanic_pytorch",
     "dog": "dog",
     "ldog": "dog",
     "schedule-free": "schedulefree",

@@ -205,6 +205,23 @@ def _own_optimizer(optimizer: type[torch.optim.Optimizer], settings: dict[str, A
     return Setup({"learning_rate": settings["lr"], "lr_scheduler_type": schedule}, prepare)
 
 
+def mechanic(num_steps: int) -> Setup:
+    """
+    Mechanic (arXiv 2306.00144) around the task's own optimizer, with its default settings and `lr=1`.
+
+    It scales a schedule, whatever it is: here that of the grid.
+    """
+    mechanize = _peer("mechanic_pytorch").mechanize
+
+    def prepare(trainer: Trainer) -> tuple[int, dict[str, Any]]:
+        usual = Trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+        optimizer, settings = trainer.optimizer_cls_and_kwargs or usual
+        trainer.optimizer_cls_and_kwargs = mechanize(optimizer), settings
+        return 0, {}
+
+    return Setup({"learning_rate": 1.0, **LINEAR}, prepare)
+
+
 def adamg(num_steps: int) -> Setup:
     """AdamG (arXiv 2405.04376) with its default `lr=1` and no weight decay; of a schedule its package says nothing:
     here cosine, as Prodigy."""
@@ -363,6 +380,7 @@ METHODS: dict[str, Callable[..., Setup]] = {
     "plateau": plateau,
     "prodigy": prodigy,
     "dadapt": dadapt,
+    "mechanic": mechanic,
     "dog": dog,
     "ldog": functools.partial(dog, optimizer="LDoG"),
     "schedule-free": schedule_free,
@@ -372,13 +390,14 @@ METHODS: dict[str, Callable[..., Setup]] = {
     "exptest paper": exptest_paper,
 }
 # Those that find their rate themselves; the others use one that somebody chose.
-LEARNING_RATE_FREE = ["ramp finder", "prodigy", "dadapt", "dog", "ldog", "adamg", "prodigy schedule-free", "exptest"]
-LEARNING_RATE_FREE += ["exptest paper"]
+LEARNING_RATE_FREE = ["ramp finder", "prodigy", "dadapt", "mechanic", "dog", "ldog", "adamg", "prodigy schedule-free"]
+LEARNING_RATE_FREE += ["exptest", "exptest paper"]
 # The distribution whose version belongs to a method's results.
 PACKAGES = {
     "ramp finder": "torch-lr-finder",
     "prodigy": "prodigyopt",
     "dadapt": "dadaptation",
+    "mechanic": "mechanic-pytorch",
     "dog": "dog-optimizer",
     "ldog": "dog-optimizer",
     "schedule-free": "schedulefree",
