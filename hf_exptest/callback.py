@@ -24,6 +24,7 @@ from .internals import (
     find_trainer,
     is_patched_by,
     patch,
+    warn_above_bar,
 )
 from .look import Looks
 from .loss_signal import LossSignal
@@ -268,9 +269,10 @@ class ExpTestCallback(TrainerCallback):
         scheduler.start(scheduler.learning_rate, detect=self.config.window is None, reason="reused")
         doubt = doubts(earlier, self.report())
         if doubt is not None and trainer.is_world_process_zero():
-            logger.warning(
+            warn_above_bar(
+                logger,
                 f"ExpTest reuses the learning rate {scheduler.learning_rate:.3g} from {self.config.reuse!r}, which is"
-                f" {doubt}. Without `reuse`, ExpTest finds the rate of this run."
+                f" {doubt}. Without `reuse`, ExpTest finds the rate of this run.",
             )
 
     def _go_on_without_state(self, trainer: Trainer, scheduler: ExpTestScheduler) -> None:
@@ -290,9 +292,10 @@ class ExpTestCallback(TrainerCallback):
         rate = same_on_all(rate, trainer.accelerator)
         scheduler.take_over(step, rate)
         if trainer.is_world_process_zero():
-            logger.warning(
+            warn_above_bar(
+                logger,
                 "The checkpoint has no state of the learning-rate scheduler. ExpTest looks at no other rates now: its"
-                f" schedule goes on at step {step} with the learning rate {rate:.2g}, {source}."
+                f" schedule goes on at step {step} with the learning rate {rate:.2g}, {source}.",
             )
 
     def on_epoch_begin(
@@ -369,8 +372,10 @@ class ExpTestCallback(TrainerCallback):
         for entry, line in zip(history[num_reported:], descriptions(history)[num_reported:], strict=True):
             message = f"ExpTest: {line}"
             is_doubtful = entry["test"] == "divergence" or entry["left_out"] > 0
-            say = logger.warning if is_doubtful else logger.info
-            say(message)
+            if is_doubtful:
+                warn_above_bar(logger, message)
+            else:
+                logger.info(message)
             if entry["decision"] not in ("continue", "undecided"):
                 _print(message, args)
 

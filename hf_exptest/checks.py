@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from .internals import has_own_scheduler
+from .internals import has_own_scheduler, warn_above_bar
 from .scheduler import check_optimizer
 
 logger = logging.get_logger(__name__)
@@ -44,7 +44,7 @@ def check_trainer(trainer: Trainer) -> None:
             f"The Trainer has a scheduler, {type(trainer.lr_scheduler).__name__}, which sets the learning rate as"
             " ExpTest does; pass optimizers=(optimizer, None), or drop ExpTestCallback."
         )
-    _check_override(type(trainer))
+    _check_override(trainer)
     if trainer.args.optim in _REFUSED_OPTIMIZERS:
         optim = OptimizerNames(trainer.args.optim)
         raise ValueError(f"optim={optim.value!r} {_REFUSED_OPTIMIZERS[optim]} with ExpTest.")
@@ -63,22 +63,23 @@ def check_trainer(trainer: Trainer) -> None:
             f"The DeepSpeed config has scheduler={deepspeed['scheduler']!r}, which sets the learning rate as"
             " ExpTest does; remove it."
         )
-    if _is_any(trainer, _POLICY_GRADIENT_TRAINERS):
+    if _is_any(trainer, _POLICY_GRADIENT_TRAINERS) and trainer.is_world_process_zero():
         logger.warning(
             f"{type(trainer).__name__} minimises a policy-gradient loss, which does not fall while training goes well;"
             " ExpTest's tests say little about it."
         )
 
 
-def _check_override(cls: type[Trainer]) -> None:
+def _check_override(trainer: Trainer) -> None:
     """A `create_scheduler` of the user's is not called; one that makes another schedule cannot be meant so."""
-    owner = next(base for base in cls.__mro__ if "create_scheduler" in vars(base))
+    owner = next(base for base in type(trainer).__mro__ if "create_scheduler" in vars(base))
     if owner.__module__.partition(".")[0] == "transformers":
         return
     name = f"{owner.__name__}.create_scheduler"
     if {"super", "create_scheduler"} <= set(inspect.unwrap(vars(owner)["create_scheduler"]).__code__.co_names):
         # As frameworks do for schedules that are asked for by options of theirs, which most users do not ask for.
-        logger.warning(f"ExpTest sets the learning rate, so that {name} is not called.")
+        if trainer.is_world_process_zero():
+            logger.warning(f"ExpTest sets the learning rate, so that {name} is not called.")
     else:
         raise ValueError(
             f"{name} makes a scheduler, which sets the learning rate as ExpTest does; remove it or drop"
@@ -112,7 +113,7 @@ def warn_of_replaced(trainer: Trainer, but_for: Sequence[str] = ()) -> None:
     ]
     if replaced and trainer.is_world_process_zero():
         verb = "is" if len(replaced) == 1 else "are"
-        logger.warning(f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
+        warn_above_bar(logger, f"ExpTest sets the learning rate, so that {', '.join(replaced)} {verb} not used.")
 
 
 def _defaults(args: TrainingArguments) -> dict[str, Any]:

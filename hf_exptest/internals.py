@@ -24,6 +24,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
@@ -45,6 +46,12 @@ def find_trainer(callback: TrainerCallback) -> Trainer | None:
             return candidate
         frame = frame.f_back
     return None
+
+
+def warn_above_bar(logger: Any, message: str) -> None:
+    """A warning on a line of its own: where the Trainer draws its bar, the cursor stands at the end of that."""
+    with tqdm.external_write_mode():
+        logger.warning(message)
 
 
 def patch(trainer: Trainer, **methods: Callable[..., Any]) -> None:

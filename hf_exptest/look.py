@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .checks import is_preference_trainer, is_rate_given, warn_of_replaced
 from .config import ExpTestConfig
-from .internals import is_out_of_memory, own_vectors
+from .internals import is_out_of_memory, own_vectors, warn_above_bar
 from .processes import mean_over_processes
 from .report import search_to_dict
 from .scheduler import BELOW_BOUND, ExpTestScheduler
@@ -126,10 +126,11 @@ class Looks:
             raise NothingFound(found)
         scheduler.move(found.learning_rate, "look", found.p_value)
         if found.reaches_zero and is_preference_trainer(self._trainer) and self._trainer.is_world_process_zero():
-            logger.warning(
+            warn_above_bar(
+                logger,
                 "In ExpTest's look, the loss came down to zero: the pairs are easy to tell apart. Rates that get"
                 f" there are equal to it, and {found.learning_rate:.2g} is the lowest; whether the model is still"
-                " good is for an evaluation to say."
+                " good is for an evaluation to say.",
             )
 
     @property
@@ -189,9 +190,10 @@ class Looks:
             else:
                 scheduler.move(rate, reason)
         if trainer.is_world_process_zero():
-            logger.warning(
+            warn_above_bar(
+                logger,
                 f"ExpTest found no learning rate: {why}. Everything is as it was, and training goes on with"
-                f" {source}={rate}, unchanged.{hint}"
+                f" {source}={rate}, unchanged.{hint}",
             )
 
     def _warn_of_replaced(self) -> None:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import logging
+import sys
 import time
 
 import pytest
@@ -22,9 +23,11 @@ from toys import (
     make_trainer,
     weights,
 )
+from tqdm.auto import tqdm
 from transformers import PretrainedConfig, Trainer, TrainerCallback, set_seed
 
 from hf_exptest import ExpTestCallback, ExpTestScheduler, Report, find_learning_rate
+from hf_exptest.internals import warn_above_bar
 from hf_exptest.stage import Stage
 
 
@@ -199,7 +202,7 @@ class OptionalSchedule(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
 
-def test_a_scheduler_of_a_subclass_is_refused_and_an_optional_one_is_told(tmp_path, caplog):
+def test_a_scheduler_of_a_subclass_is_refused_and_an_optional_one_is_told(tmp_path, caplog, monkeypatch):
     def make(kind):
         return kind(model=ToyClassifier(), args=make_args(tmp_path), train_dataset=[], callbacks=[ExpTestCallback()])
 
@@ -208,6 +211,27 @@ def test_a_scheduler_of_a_subclass_is_refused_and_an_optional_one_is_told(tmp_pa
     with caplog.at_level("WARNING", logger="hf_exptest"):
         make(OptionalSchedule)
     assert "ExpTest sets the learning rate, so that OptionalSchedule.create_scheduler is not called." in caplog.text
+
+    caplog.clear()
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="hf_exptest"):
+        # One process tells it for all.
+        patch.setattr(Trainer, "is_world_process_zero", lambda trainer: False)
+        make(OptionalSchedule)
+    assert caplog.text == ""
+
+
+def test_a_warning_begins_a_line_where_a_bar_is_drawn(capsys):
+    logger = logging.Logger("test")
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    with tqdm(total=10) as bar:
+        bar.update(3)
+        bar.refresh()
+        warn_above_bar(logger, "no rate")
+    before, after = capsys.readouterr().err.split("no rate")
+    assert "3/10" in before
+    assert before.endswith(" \r")
+    assert after.startswith("\n")
+    assert "3/10" in after
 
 
 def warnings_of(caplog):

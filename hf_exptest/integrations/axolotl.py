@@ -84,6 +84,10 @@ class ExpTestPlugin(BasePlugin):  # type: ignore[misc]
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
         """Axolotl adds what this returns to the Trainer, which it has just made."""
         replaced = [f"{name}={cfg[name]!r}" for name in _REPLACED if cfg.get(name)]
+        # Axolotl's own schedules stand in the arguments as "cosine".
+        own_schedule = getattr(trainer.args, "alternate_lr_scheduler_type", None)
+        if own_schedule:
+            replaced.append(f"lr_scheduler={own_schedule!r}")
         if replaced and trainer.is_world_process_zero():
             logger.warning(f"ExpTest makes the schedule of the learning rate: {', '.join(replaced)} will not be used.")
         callback = ExpTestCallback.from_args(arguments(cfg.get("exptest") or {}))
