@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -141,6 +143,7 @@ class Stage:
         self._callbacks = callbacks
         self._progress = progress
         self._path = PathMeter(p for group in self._optimizer.param_groups for p in group["params"])
+        self._batch_norms = _batch_norms(self._model)
         self.num_steps = 0
         batches = _cache_batches(trainer, num_batches)
         num_eval = min(NUM_EVAL_BATCHES, max(1, len(batches) // 4))
@@ -181,7 +184,7 @@ class Stage:
 
     def _loss_after_a_step(self, rate: float, batch: Batch) -> float:
         self._snapshot.reset()
-        # Also with a rate of 0: a step moves the averages of BatchNorm, which the loss without training depends on.
+        # Also with a rate of 0: a step may move buffers that the loss depends on.
         self._set_rate(rate)
         for _ in range(_MAX_SKIPPED):
             self._step(batch)
@@ -268,11 +271,19 @@ class Stage:
 
     def _losses(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """The same, as this process alone sees it."""
-        trainer = self._trainer
         self._model.train(self._in_training_mode)
         if self._in_training_mode:
             # The same dropout masks each time.
             self._snapshot.reset_random()
+        elif self._batch_norms:
+            with _averages_over_batches(self._batch_norms):
+                self._forward(batches)
+        losses = self._forward(batches)
+        self._model.train()
+        return losses
+
+    def _forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        trainer = self._trainer
         losses = []
         for batch in batches:
             micro_batches, num_items = self._copy(batch)
@@ -284,7 +295,6 @@ class Stage:
                 assert isinstance(loss, torch.Tensor)
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean() if num_items is None else torch.stack(parts).sum())
-        self._model.train()
         return losses
 
     def _copy(self, batch: Batch) -> Batch:
@@ -296,6 +306,35 @@ class Stage:
         """Means over the processes; one collective, and one copy to the host."""
         stacked = torch.stack([loss.detach().to(losses[0].device) for loss in losses])
         return [float(x) for x in mean_over_processes(stacked, self._trainer.accelerator).tolist()]
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Those whose running averages follow the weights; detection models freeze theirs."""
+    model.train()
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+
+
+@contextlib.contextmanager
+def _averages_over_batches(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """
+    The running averages become those of the batches that are seen in this context.
+
+    By themselves they lag behind the weights, in EfficientNet by a hundred steps, so that after a short trial the loss
+    would tell of the lag, not of the rate.
+    """
+    momenta = [module.momentum for module in batch_norms]
+    for module in batch_norms:
+        module.train()
+        # A plain mean, which begins with the next batch.
+        module.momentum = None
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
+    try:
+        yield
+    finally:
+        for module, momentum in zip(batch_norms, momenta, strict=True):
+            module.eval()
+            module.momentum = momentum
 
 
 class GradientCallbacks:

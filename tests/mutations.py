@@ -55,6 +55,20 @@ MUTANTS = [
         "tests/test_scheduler.py -k resume",
     ),
     (
+        "a trial's loss does not tell of the lag of running averages",
+        "stage.py",
+        "        elif self._batch_norms:\n",
+        "        elif False:\n",
+        "tests/test_search.py -k lag",
+    ),
+    (
+        "running averages that the user froze are kept",
+        "stage.py",
+        "isinstance(m, _BatchNorm) and m.training and m.track_running_stats",
+        "isinstance(m, _BatchNorm) and m.track_running_stats",
+        "tests/test_search.py -k lag",
+    ),
+    (
         "in fine-tuning, a rate that may have had luck is lowered once",
         "search.py",
         "    if reading.is_fine_tuning:\n",
@@ -246,7 +260,7 @@ MUTANTS = [
     (
         "a model that hardly moves is being fine-tuned",
         "search.py",
-        "_LITTLE_MOVEMENT = 0.05",
+        "_LITTLE_MOVEMENT = 0.1",
         "_LITTLE_MOVEMENT = 0.0",
         "tests/test_search.py -k hardly",
     ),
