@@ -783,6 +783,7 @@ def test_losses_are_compared_without_the_lag_of_running_averages(tmp_path, model
 
     with open_stage(trainer, num_batches=12) as stage:
         assert stage.untouched == pytest.approx(slow(stage._eval_batches), rel=1e-5)
+        assert model.net[1].momentum == 0.01
         trial = stage.trial(0.1, 10)
         assert trial.end_losses == pytest.approx(slow(stage._eval_batches), rel=1e-5)
     assert len(stage.untouched) == 3
