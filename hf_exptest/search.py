@@ -277,18 +277,21 @@ def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
         losses (`Sequence[float]`): finite.
 
     Returns:
-        `float`: the lowest loss's own rate where it has only one neighbour, or one with the same loss; the lowest rate
-        where several have that loss.
+        `float`: at an edge, where the neighbours are the next two, no further than the edge. Where the rate above has
+        the same loss, or too few were tried, the lowest one with the lowest loss.
     """
     order = np.argsort(rates)
     x = np.log(np.asarray(rates, dtype=float)[order])
     y = np.asarray(losses, dtype=float)[order]
-    place = int(np.argmin(y))
-    if not 0 < place < len(x) - 1 or y[place + 1] == y[place]:
+    place, last = int(np.argmin(y)), len(x) - 1
+    if last < 2 or (place < last and y[place + 1] == y[place]):
         return float(np.exp(x[place]))
-    # The minimum is in the middle, so the parabola opens upwards and its vertex is between the neighbours.
-    curvature, slope, _ = np.polyfit(x[place - 1 : place + 2] - x[place], y[place - 1 : place + 2], 2)
-    return float(np.exp(x[place] - slope / (2 * curvature)))
+    middle = min(max(place, 1), last - 1)
+    curvature, slope, _ = np.polyfit(x[middle - 1 : middle + 2] - x[middle], y[middle - 1 : middle + 2], 2)
+    if curvature <= 0:
+        # Only at an edge, which the loss falls towards ever more steeply.
+        return float(np.exp(x[place]))
+    return float(np.exp(np.clip(x[middle] - slope / (2 * curvature), x[0], x[last])))
 
 
 def _highest_rate(trials: Sequence[Trial], best: Trial, alpha: float) -> float:

@@ -499,7 +499,12 @@ def test_vertex_of_a_parabola_in_log_rate():
     losses = [1 + (np.log(rate) - np.log(5e-4)) ** 2 for rate in rates]
     assert vertex(rates, losses) == pytest.approx(5e-4)
     assert vertex(rates[::-1], losses[::-1]) == pytest.approx(5e-4)
+    # At an edge, the next two tell, but no rate beyond it was tried.
+    for best, found in ((2e-3, 2e-3), (1e-2, 2.7e-3), (1.4e-4, 1.4e-4), (1e-5, 1e-4)):
+        assert vertex(rates, [(np.log(rate) - np.log(best)) ** 2 for rate in rates]) == pytest.approx(found)
+    assert vertex(rates[:3], [2.0, 1.9, 1.0]) == pytest.approx(9e-4)
     assert vertex([1e-4, 3e-4], [2.0, 1.0]) == pytest.approx(3e-4)
+    assert vertex([1e-4, 3e-4, 9e-4], [1.0, 1.0, 2.0]) == pytest.approx(1e-4)
     assert vertex(rates, [1.0, 1.0, 1.0, 1.0]) in [pytest.approx(r) for r in rates]
 
 
