@@ -456,7 +456,7 @@ MUTANTS = [
     (
         "a scheduler of a subclass is refused",
         "checks.py",
-        "    _check_override(type(trainer))\n",
+        "    _check_override(trainer)\n",
         "",
         "tests/test_invisible.py -k of_a_subclass",
     ),
