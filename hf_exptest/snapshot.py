@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from .internals import DeepSpeedState, gradient_callbacks, running_iterators
+from .internals import DeepSpeedState, gradient_callbacks, running_iterators, warn_above_bar
 from .places import Places
 from .processes import own_part
 
@@ -88,8 +88,9 @@ class Snapshot:
         if self._engine is not None and exc is not None and self._trainer.accelerator.num_processes > 1:
             # DeepSpeed puts weights back with all processes together. Those without an error would never get here, and
             # it is the error that the user should see.
-            logger.warning(
-                "An error ended ExpTest's search with DeepSpeed; the weights are not put back, load them again."
+            warn_above_bar(
+                logger,
+                "An error ended ExpTest's search with DeepSpeed; the weights are not put back, load them again.",
             )
             return
         self.reset()
@@ -103,7 +104,9 @@ class Snapshot:
         self.check()
         different = self._tensors.different()
         if different:
-            logger.warning(f"ExpTest put {_listed(different)} back after its search, but not to the same values.")
+            warn_above_bar(
+                logger, f"ExpTest put {_listed(different)} back after its search, but not to the same values."
+            )
 
     def reset(self) -> None:
         """
